@@ -1,0 +1,124 @@
+"""The whole system as its users have it: `pricing up` in a process of its own, known from outside."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.stores import temporary_data
+from tests.support.waiting import eventually
+
+PRICING = Path(sys.executable).with_name("pricing")
+
+
+class System:
+    """One `pricing up`, on a free port and its own data folder.
+
+    `url` is the API's; `database_url` and `redis_url` are the embedded stores'; `pids()` are
+    the processes under the supervisor by name (postgres, valkey, worker, listener, api).
+    """
+
+    def __init__(self, data: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.data = data
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output = data / "up.out"
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PRICING_")}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [PRICING, "up", "--port", str(self.port), "--data", str(data), *options],
+                env={**ours, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, timeout_s: float = 90.0) -> "System":
+        """Returns when the API answers /readyz with 200; fails at once if `pricing up` gives up."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                pytest.fail(f"`pricing up` ended with {self.process.returncode}:\n{self.said()}")
+            return "Ready in" in self.said()
+
+        eventually(ready, timeout_s)
+        return self
+
+    def said(self) -> str:
+        """What `pricing up` has printed."""
+        return self.output.read_text()
+
+    def running(self) -> dict[str, Any]:
+        """What `pricing up` says is running."""
+        content: dict[str, Any] = json.loads((self.data / "run.json").read_text())
+        return content
+
+    @property
+    def database_url(self) -> str:
+        return str(self.running()["stores"]["database_url"])
+
+    @property
+    def redis_url(self) -> str:
+        return str(self.running()["stores"]["cache_url"])
+
+    def pids(self) -> dict[str, int]:
+        return {process["name"]: process["pid"] for process in self.running()["processes"]}
+
+    def kill(self, name: str) -> int:
+        """SIGKILL one process by name; returns the id it had."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def get(self, path: str) -> int:
+        """The status of a GET, or 0 where nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def tree(self) -> list[psutil.Process]:
+        """`pricing up` and every process below it, to be asked later who is left."""
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 60.0) -> int:
+        """Ask it to stop; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended. What only waits for init to collect it has ended."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """The system that all end-to-end tests share, with the sample catalogue."""
+    with temporary_data("pricing-e2e-") as data:
+        system = System(data)
+        try:
+            yield system.wait_until_ready()
+        finally:
+            system.stop()
