@@ -1,0 +1,1 @@
+"""The pricing engine: everything the processes share, and the HTTP API."""

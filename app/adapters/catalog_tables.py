@@ -1,0 +1,105 @@
+"""Products, locations, list prices and signals; and which rows an event or a rule is about."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from app.adapters.database import read_columns
+from app.adapters.schema import SIGNALS
+from app.domain.columns import ROW_KEYS, Table
+from app.domain.money import Currency, currency
+from app.domain.rows import LIST_PRICE, RowScope
+
+
+def condition(scope: RowScope) -> str:
+    """A condition over list_prices `lp`, products `p` and locations `l`, with the scope's fields as COPY
+    parameters. Only fields that are set appear, so that the planner sees which index serves it."""
+    columns = {
+        "product_key": "lp.product_key",
+        "category_key": "p.category_key",
+        "department_key": "p.department_key",
+        "location_key": "lp.location_key",
+        "currency": "l.currency",
+    }
+    parts = [
+        f"{columns[field]} = %({field})s" for field, value in scope._asdict().items() if value is not None
+    ]
+    return " AND ".join(parts) or "true"
+
+
+class CatalogTables:
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def subject_scope(self, subject: str, location: str, currency: str | None = None) -> RowScope | None:
+        """The rows that an event's subject and location mean, or None where one of them is unknown. A name
+        that is both a product's id and a category is the product."""
+        product_key = category_key = location_key = None
+        if subject != "*":
+            product_key = self._key("SELECT product_key FROM products WHERE product_id = :name", subject)
+            if product_key is None:
+                category_key = self._key("SELECT category_key FROM categories WHERE name = :name", subject)
+                if category_key is None:
+                    return None
+        if location != "*":
+            location_key = self._key("SELECT location_key FROM locations WHERE location = :name", location)
+            if location_key is None:
+                return None
+        return RowScope(product_key, category_key, None, location_key, currency)
+
+    def _key(self, select: str, name: str) -> int | None:
+        key: int | None = self._connection.execute(sa.text(select), {"name": name}).scalar_one_or_none()
+        return key
+
+    def currencies(self) -> dict[int, Currency]:
+        """Each location's currency, by location key."""
+        rows = self._connection.execute(sa.text("SELECT location_key, currency FROM locations"))
+        return {key: currency(code) for key, code in rows}
+
+    def count(self, scope: RowScope) -> int:
+        """How many rows with a list price are in scope."""
+        statement = (
+            "SELECT count(*) FROM list_prices lp JOIN products p USING (product_key)"
+            " JOIN locations l USING (location_key) WHERE "
+            + condition(scope).replace("%(", ":").replace(")s", "")
+        )
+        return int(self._connection.execute(sa.text(statement), scope._asdict()).scalar_one())
+
+    def keys(self, scope: RowScope, limit: int) -> Table:
+        """Keys (dtype `ROW_KEYS`, ascending) of at most `limit` rows in scope."""
+        return read_columns(
+            self._connection,
+            "SELECT lp.product_key::int8, lp.location_key::int8 FROM list_prices lp"
+            " JOIN products p USING (product_key) JOIN locations l USING (location_key)"
+            f" WHERE {condition(scope)} ORDER BY 1, 2 LIMIT %(limit)s",
+            scope._asdict() | {"limit": limit},
+            ROW_KEYS,
+        )
+
+    def set_signals(self, signal: str, rows: Sequence[tuple[int, int, int, int]]) -> None:
+        """Set one signal, or `LIST_PRICE`, of rows (product_key, location_key, value, position); at most one
+        per row. What was set at a later position stays."""
+        assert signal == LIST_PRICE or signal in SIGNALS
+        table, value, position = (
+            ("list_prices", "amount", "position")
+            if signal == LIST_PRICE
+            else ("signals", signal, f"{signal}_position")
+        )
+        products, locations, values, positions = zip(*sorted(rows), strict=True)
+        # In key order, so that two transactions that set the same rows wait instead of deadlocking.
+        self._connection.execute(
+            sa.text(
+                f"INSERT INTO {table} AS t (product_key, location_key, {value}, {position})"
+                " SELECT * FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]),"
+                " CAST(:values AS int8[]), CAST(:positions AS int8[])) ORDER BY 1, 2"
+                " ON CONFLICT (product_key, location_key) DO UPDATE"
+                f" SET {value} = excluded.{value}, {position} = excluded.{position}"
+                f" WHERE coalesce(t.{position}, 0) <= excluded.{position}"
+            ),
+            {
+                "products": list(products),
+                "locations": list(locations),
+                "values": list(values),
+                "positions": list(positions),
+            },
+        )

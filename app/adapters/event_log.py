@@ -1,0 +1,205 @@
+"""The event stream: how events get in, how they are read, acknowledged and, when hopeless, set aside.
+
+Publishing is one script, so an event is in the stream and its doorbell rung, or neither; and a second
+publish of the same event id finds the first. The doorbell's message is the event itself with a `streamid`
+attribute: subscribers can use it, and listeners see by it that the stream has the event already.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import redis
+import redis.asyncio
+
+from app.adapters.redis_clients import unavailable_if_down
+
+STREAM_ID_PREFIX = b'{"streamid":'
+
+_PUBLISH = """
+local seen = redis.call('GET', KEYS[2])
+if seen then return {seen, 0} end
+local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1])
+redis.call('SET', KEYS[2], id, 'EX', ARGV[2])
+redis.call('PUBLISH', ARGV[3], '{"streamid":"' .. id .. '",' .. string.sub(ARGV[1], 2))
+return {id, 1}
+"""
+
+# Nothing is dropped that any group has still to read or to acknowledge.
+_TRIM = """
+local keep
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local fields = {}
+    for i = 1, #group, 2 do fields[group[i]] = group[i + 1] end
+    local oldest = fields['last-delivered-id']
+    local pending = redis.call('XPENDING', KEYS[1], fields['name'])
+    if pending[1] > 0 then oldest = pending[2] end
+    local ms, seq = string.match(oldest, '(%d+)-(%d+)')
+    local at = {tonumber(ms), tonumber(seq), oldest}
+    if not keep or at[1] < keep[1] or (at[1] == keep[1] and at[2] < keep[2]) then keep = at end
+end
+if not keep then return 0 end
+return redis.call('XTRIM', KEYS[1], 'MINID', keep[3])
+"""
+
+
+class Names(NamedTuple):
+    """What things are called in Redis."""
+
+    stream: str
+    channel: str
+    group: str
+    dead_letters: str
+
+
+class Entry(NamedTuple):
+    """One stream entry. `event` is None where the entry has no such field."""
+
+    stream_id: str
+    event: bytes | None
+
+
+def position(stream_id: str) -> int:
+    """A stream id as one number that orders events and fits 63 bits: ms << 20 | sequence."""
+    ms, _, sequence = stream_id.partition("-")
+    return position_at(int(ms)) | min(int(sequence), 2**20 - 1)
+
+
+def position_at(ms: int) -> int:
+    """The position of something that happened at that instant (ms since 1970) outside the stream."""
+    return ms << 20
+
+
+class AsyncEventLog:
+    """The publishers' side, on the event loop."""
+
+    def __init__(self, client: redis.asyncio.Redis, names: Names, remember_s: int) -> None:
+        self._client, self._names, self._remember_s = client, names, remember_s
+        self._publish = client.register_script(_PUBLISH)
+
+    async def publish(self, event_id: str, event: bytes) -> tuple[str, bool]:
+        """Accept an event; its stream id, and whether it is new. Safe to repeat. Raises `Unavailable`."""
+        with unavailable_if_down():
+            stream_id, new = await self._publish(
+                keys=[self._names.stream, _seen_key(event_id)],
+                args=[event, self._remember_s, self._names.channel],
+            )
+        return stream_id.decode(), bool(new)
+
+    async def known(self, event_id: str) -> bool:
+        with unavailable_if_down():
+            return bool(await self._client.exists(_seen_key(event_id)))
+
+    async def ping(self) -> None:
+        with unavailable_if_down():
+            await self._client.ping()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class EventLog:
+    """The listeners' and workers' side. Every method raises `Unavailable` where Redis is away."""
+
+    def __init__(self, client: redis.Redis, names: Names, remember_s: int) -> None:
+        self._client, self._names, self._remember_s = client, names, remember_s
+        self._publish = client.register_script(_PUBLISH)
+        self._trim = client.register_script(_TRIM)
+
+    def publish(self, event_id: str, event: bytes) -> tuple[str, bool]:
+        """As `AsyncEventLog.publish`."""
+        with unavailable_if_down():
+            stream_id, new = self._publish(
+                keys=[self._names.stream, _seen_key(event_id)],
+                args=[event, self._remember_s, self._names.channel],
+            )
+        return stream_id.decode(), bool(new)
+
+    def ensure_group(self) -> None:
+        """Create the stream and its group, which starts at the first entry, unless they exist."""
+        with unavailable_if_down():
+            try:
+                self._client.xgroup_create(self._names.stream, self._names.group, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    def read(self, consumer: str, count: int) -> list[Entry]:
+        """New entries, at most `count`; they are this consumer's until acknowledged. Does not wait."""
+        with unavailable_if_down():
+            answer: Any = self._client.xreadgroup(
+                self._names.group, consumer, {self._names.stream: ">"}, count=count
+            )
+        if not answer:
+            return []
+        streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
+        return [entry for entries in streams for entry in _entries(entries)]
+
+    def reclaim(self, consumer: str, idle_s: float, count: int) -> tuple[list[Entry], dict[str, int]]:
+        """Entries that nobody has acknowledged for that long, now this consumer's, and how often each was
+        delivered (stream id → times)."""
+        with unavailable_if_down():
+            answer: Any = self._client.xautoclaim(
+                self._names.stream, self._names.group, consumer, min_idle_time=int(idle_s * 1000), count=count
+            )
+            entries = _entries(answer[1])
+            if not entries:
+                return [], {}
+            pending: Any = self._client.xpending_range(
+                self._names.stream,
+                self._names.group,
+                min=entries[0].stream_id,
+                max=entries[-1].stream_id,
+                count=count * 2,
+                consumername=consumer,
+            )
+        return entries, {item["message_id"].decode(): item["times_delivered"] for item in pending}
+
+    def acknowledge(self, stream_ids: Sequence[str]) -> None:
+        if stream_ids:
+            with unavailable_if_down():
+                self._client.xack(self._names.stream, self._names.group, *stream_ids)
+
+    def dead_letter(self, entry: Entry, reason: str, deliveries: int) -> None:
+        """Set an entry aside with the reason, and acknowledge it, in one step."""
+        letter = {
+            "event": entry.event or b"",
+            "stream_id": entry.stream_id,
+            "reason": reason,
+            "deliveries": deliveries,
+        }
+        with unavailable_if_down(), self._client.pipeline(transaction=True) as pipeline:
+            pipeline.xadd(self._names.dead_letters, letter)
+            pipeline.xack(self._names.stream, self._names.group, entry.stream_id)
+            pipeline.execute()
+
+    def refuse(self, message: bytes, reason: str) -> None:
+        """Set aside a message that never was in the stream."""
+        letter = {"event": message, "stream_id": "", "reason": reason, "deliveries": 1}
+        with unavailable_if_down():
+            self._client.xadd(self._names.dead_letters, letter)
+
+    def trim(self) -> int:
+        """Drop entries that every group has acknowledged; how many."""
+        with unavailable_if_down():
+            return int(self._trim(keys=[self._names.stream], args=[]))
+
+    def doorbell(self) -> redis.client.PubSub:
+        """A subscription to the channel, on a connection of its own."""
+        subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        with unavailable_if_down():
+            subscription.subscribe(self._names.channel)
+        return subscription
+
+    def ping(self) -> None:
+        with unavailable_if_down():
+            self._client.ping()
+
+
+def _seen_key(event_id: str) -> str:
+    return f"event:{event_id}"
+
+
+def _entries(entries: Iterable[Any]) -> list[Entry]:
+    return [
+        Entry(stream_id.decode(), fields.get(b"event")) for stream_id, fields in entries if fields is not None
+    ]

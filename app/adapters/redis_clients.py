@@ -1,0 +1,45 @@
+"""Redis and Valkey clients, and what their errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from app.errors import Unavailable
+
+# One quick retry hides a connection that the server closed; more would make an outage slow instead of clear.
+_RETRIES = 1
+_BACKOFF = ExponentialWithJitterBackoff(base=0.01, cap=0.05)
+
+
+def make_redis(url: str, timeout_s: float) -> redis.Redis:
+    """A blocking client; connects on first use."""
+    return redis.Redis.from_url(
+        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(_BACKOFF, _RETRIES)
+    )
+
+
+def make_async_redis(url: str, timeout_s: float) -> redis.asyncio.Redis:
+    """A client for an event loop; connects on first use. Waits for a connection where all are busy."""
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=64,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=AsyncRetry(_BACKOFF, _RETRIES),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+@contextmanager
+def unavailable_if_down() -> Iterator[None]:
+    """Turn lost connections, time-outs and servers that load or are full into `Unavailable`."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
+        raise Unavailable(f"Redis is not available: {error}") from error

@@ -1,0 +1,45 @@
+"""PostgreSQL as one port: a transaction, and in it everything that is written or read together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from app.adapters.catalog_tables import CatalogTables
+from app.adapters.database import unavailable_if_down
+from app.adapters.event_tables import EventTables
+from app.adapters.price_tables import PriceTables
+from app.adapters.rule_tables import RuleTables
+from app.adapters.sheet_queries import SheetQueries
+from app.adapters.task_tables import TaskTables
+
+
+class Transaction:
+    """One database transaction, by subject. Everything here commits together or not at all."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.catalog = CatalogTables(connection)
+        self.events = EventTables(connection)
+        self.prices = PriceTables(connection)
+        self.rules = RuleTables(connection)
+        self.sheets = SheetQueries(connection)
+        self.tasks = TaskTables(connection)
+
+
+class Store:
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
+        with unavailable_if_down(), self._engine.begin() as connection:
+            yield Transaction(connection)
+
+    def ping(self) -> None:
+        """Raises `Unavailable`."""
+        with unavailable_if_down(), self._engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def close(self) -> None:
+        self._engine.dispose()

@@ -1,0 +1,51 @@
+"""What the store and the use cases tell each other about rows; a row is a product at a location."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from app.domain.columns import Column, Table
+
+LIST_PRICE = "list_price"
+"""The one signal that every priced row has."""
+
+
+class RowScope(NamedTuple):
+    """A set of rows by keys; None everywhere is every row."""
+
+    product_key: int | None = None
+    category_key: int | None = None
+    department_key: int | None = None
+    location_key: int | None = None
+    currency: str | None = None
+
+
+class StoredInputs(NamedTuple):
+    """A batch's inputs, and the version and digest (0 where there is none yet) of its stored sheets."""
+
+    inputs: Table
+    versions: Column
+    digests: Column
+
+
+class StoredSheet(NamedTuple):
+    """What is stored of one row. `product_key` and `location_key` are None where the name is unknown,
+    `listed` says whether it has a list price, `sheet` is a `PriceSheet` as JSON, or None if not computed yet."""
+
+    product_key: int | None
+    location_key: int | None
+    listed: bool
+    version: int
+    sheet: bytes | None
+
+
+class HistoryEntry(NamedTuple):
+    """One version, with prices in minor units, and from when to when (None: still) it was in force."""
+
+    version: int
+    computed_at: datetime
+    until: datetime | None
+    list_price: int
+    base_price: int
+    everyone_price: int
+    member_price: int
+    cause: str

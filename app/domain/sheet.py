@@ -1,0 +1,191 @@
+"""One price sheet: everything needed to quote one product at one location to anyone.
+
+This is what is cached and what history keeps, as JSON arrays (field names would be half its size).
+Scaled amounts are minor units times `money.SCALE`; instants are ms since 1970, UTC.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from app.domain.columns import ABSENT, NEVER, Column, Rules, Segment
+from app.domain.money import Currency
+from app.domain.promotions import APPLIED, OUTCOMES
+from app.domain.sheets import POLICY_REASONS, STEPS, Sheets
+
+
+class Change(msgspec.Struct, array_like=True, frozen=True):
+    """One step of the price: what it was called, which rule made it, by how much it moved (scaled)."""
+
+    step: str
+    rule: str | None
+    name: str | None
+    amount: int
+
+
+class Rejected(msgspec.Struct, array_like=True, frozen=True):
+    """A rule that was considered and did not apply."""
+
+    rule: str
+    name: str
+    reason: str
+
+
+class Tier(msgspec.Struct, array_like=True, frozen=True):
+    """The price from `min_quantity` on: after the tier's discount, and after the floor (both scaled)."""
+
+    min_quantity: int
+    before_floor: int
+    final: int
+
+
+class SegmentPrices(msgspec.Struct, array_like=True, frozen=True):
+    """What one segment pays: `promoted` (scaled) is the base price after `changes`."""
+
+    promoted: int
+    changes: list[Change]
+    rejected: list[Rejected]
+    tiers: list[Tier]
+
+
+class PriceSheet(msgspec.Struct, array_like=True, frozen=True):
+    product_id: str
+    location: str
+    currency: str
+    decimals: int
+    version: int
+    computed_at: int
+    valid_until: int | None
+    line_rounding: bool
+    list_price: int
+    base_price: int
+    floor: int
+    policy: str | None
+    policy_name: str | None
+    changes: list[Change]
+    rejected: list[Rejected]
+    everyone: SegmentPrices
+    member: SegmentPrices
+
+    def of(self, segment: Segment) -> SegmentPrices:
+        return self.member if segment is Segment.MEMBER else self.everyone
+
+
+class Label(NamedTuple):
+    """What a rule is called outside: its public id and its name."""
+
+    id: str
+    name: str
+
+
+class Labels(NamedTuple):
+    """Names for keys, for as many as a batch mentions."""
+
+    products: Mapping[int, str]
+    locations: Mapping[int, tuple[str, Currency]]
+    policies: Mapping[int, Label]
+    promotions: Mapping[int, Label]
+
+
+def rows_to_sheets(
+    sheets: Sheets, rules: Rules, labels: Labels, versions: Column, computed_at: int, chosen: Column
+) -> Iterator[PriceSheet]:
+    """The rows whose indices are `chosen` (ascending) as price sheets, in that order, with these versions."""
+    steps = sheets.steps[:, chosen].T.tolist()
+    tiers = sheets.tier_quantity[chosen].tolist()
+    before_floor = sheets.before_floor[:, chosen].tolist()
+    final = sheets.final[:, chosen].tolist()
+    promoted = sheets.promoted.prices[:, chosen].tolist()
+    candidates = _Candidates(sheets, rules, labels, chosen)
+    policy_keys = rules.policies["policy_key"].tolist()
+    columns = zip(
+        sheets.inputs["product_key"][chosen].tolist(),
+        sheets.inputs["location_key"][chosen].tolist(),
+        versions.tolist(),
+        sheets.policy[chosen].tolist(),
+        sheets.policy_reason[chosen].tolist(),
+        sheets.floor[chosen].tolist(),
+        sheets.line_rounding[chosen].tolist(),
+        sheets.promoted.valid_until[chosen].tolist(),
+        strict=True,
+    )
+    for i, (product, location, version, policy, reason, floor, line_rounding, valid_until) in enumerate(
+        columns
+    ):
+        location_id, currency = labels.locations[location]
+        label = labels.policies[policy_keys[policy]] if policy != ABSENT else None
+        changes, rejected = _base_changes(steps[i], label, reason)
+        segments = [
+            SegmentPrices(
+                promoted[s][i],
+                *candidates.of(i, s),
+                [
+                    Tier(quantity, before, after)
+                    for quantity, before, after in zip(tiers[i], before_floor[s][i], final[s][i], strict=True)
+                    if quantity
+                ],
+            )
+            for s in Segment
+        ]
+        yield PriceSheet(
+            product_id=labels.products[product],
+            location=location_id,
+            currency=currency.code,
+            decimals=currency.decimals,
+            version=version,
+            computed_at=computed_at,
+            valid_until=None if valid_until == NEVER else valid_until,
+            line_rounding=bool(line_rounding),
+            list_price=steps[i][0],
+            base_price=steps[i][-1],
+            floor=floor,
+            policy=label.id if label else None,
+            policy_name=label.name if label else None,
+            changes=changes,
+            rejected=rejected,
+            everyone=segments[Segment.EVERYONE],
+            member=segments[Segment.MEMBER],
+        )
+
+
+def _base_changes(steps: list[int], label: Label | None, reason: int) -> tuple[list[Change], list[Rejected]]:
+    if label is None:
+        return [], []
+    changes = [
+        Change(step, label.id, label.name, after - before)
+        for step, before, after in zip(STEPS[1:], steps, steps[1:], strict=False)
+        if after != before
+    ]
+    rejected = [Rejected(label.id, label.name, POLICY_REASONS[reason])] if reason else []
+    return changes, rejected
+
+
+class _Candidates:
+    """The promotions of each chosen row, from the long columns that cover all rows."""
+
+    def __init__(self, sheets: Sheets, rules: Rules, labels: Labels, chosen: Column) -> None:
+        promoted = sheets.promoted
+        self._starts = np.searchsorted(promoted.row, chosen, "left").tolist()
+        self._ends = np.searchsorted(promoted.row, chosen, "right").tolist()
+        self._promotions = promoted.rule
+        self._keys = rules.promotions["promotion_key"]
+        self._outcome, self._change = promoted.outcome, promoted.change
+        self._labels = labels.promotions
+
+    def of(self, i: int, segment: int) -> tuple[list[Change], list[Rejected]]:
+        changes: list[Change] = []
+        rejected: list[Rejected] = []
+        for pair in range(self._starts[i], self._ends[i]):
+            label = self._labels[int(self._keys[self._promotions[pair]])]
+            outcome = int(self._outcome[segment, pair])
+            if outcome == APPLIED:
+                changes.append(Change("promotion", label.id, label.name, int(self._change[segment, pair])))
+            else:
+                rejected.append(Rejected(label.id, label.name, OUTCOMES[outcome]))
+        return changes, rejected
+
+
+encode_sheet = msgspec.json.Encoder().encode
+decode_sheet = msgspec.json.Decoder(PriceSheet).decode

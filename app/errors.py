@@ -1,0 +1,78 @@
+"""Everything the service raises on purpose.
+
+    PricingError
+    ├── InvalidInput          the caller's mistake; never retried
+    │   ├── NotFound            an unknown product, location, rule or task
+    │   └── MalformedEvent      a message that can never be applied
+    ├── Unavailable           something we need is away; retry later
+    ├── Overloaded            we are full; retry later
+    └── Conflict              somebody else was first
+        ├── AlreadyExists       a rule with this id is there
+        ├── LockHeld            another run holds the lock; it does this work, or we retry
+        └── LockLost            the lock that guarded this run is gone
+
+What each means to the three who read it:
+
+    base           API                  worker                     listener
+    InvalidInput   4xx                  fail, no retry             dead letter, acknowledge
+    Unavailable    503 + Retry-After    retry, full jitter         leave pending
+    Overloaded     503 + Retry-After    retry later                pause reading
+    Conflict       409                  drop: superseded           -
+    anything else  500, logged once     fail                       dead letter after N deliveries
+"""
+
+from typing import ClassVar
+
+
+class PricingError(Exception):
+    """Base of the tree. `code` is stable and part of the API's contract."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class InvalidInput(PricingError):
+    code = "invalid_input"
+
+
+class NotFound(InvalidInput):
+    code = "not_found"
+
+
+class MalformedEvent(InvalidInput):
+    code = "malformed_event"
+
+
+class Unavailable(PricingError):
+    """`retry_after_s` is how long the caller should wait, in seconds."""
+
+    code = "unavailable"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(PricingError):
+    """`retry_after_s` is how long the caller should wait, in seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Conflict(PricingError):
+    code = "conflict"
+
+
+class AlreadyExists(Conflict):
+    code = "already_exists"
+
+
+class LockHeld(Conflict):
+    code = "lock_held"
+
+
+class LockLost(Conflict):
+    code = "lock_lost"

@@ -1,0 +1,1 @@
+"""Use cases: functions that take ports. They know no client library."""

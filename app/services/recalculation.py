@@ -1,0 +1,60 @@
+"""Repricing many rows: in batches of key order, each its own transaction, resumable after any death."""
+
+from typing import NamedTuple
+
+from app.services.ports import Clock, Locks, SheetCache, Store, TaskQueue
+from app.services.repricing import out_of_date, reprice, row_keys
+
+TURN_MS = 60_000
+"""How long one turn works before it queues the next: well below the task's time limit."""
+
+
+class _Batch(NamedTuple):
+    """A batch that is stored and cached, but not yet noted in its task."""
+
+    done: int
+    changed: int
+    last: tuple[int, int]
+
+
+def recalculate(
+    task_id: str,
+    batch_size: int,
+    *,
+    store: Store,
+    cache: SheetCache,
+    locks: Locks,
+    queue: TaskQueue,
+    clock: Clock,
+) -> bool:
+    """Work on a task for a turn; whether it is finished. Raises `LockHeld` where another run is at it.
+
+    A batch is noted as done in the transaction of the next one, when it is in the cache too. So a run that
+    takes over from a dead one repeats the last batch, and writes all of it to the cache: what the dead one
+    stored, but perhaps did not cache, is then not a change any more.
+    """
+    started = clock()
+    with locks.hold(f"task:{task_id}"):
+        finished: _Batch | None = None
+        while True:
+            with store.transaction() as tx:
+                held = tx.tasks.hold(task_id)
+                if held is None:
+                    return True
+                _, scope, last = held
+                if finished is not None:
+                    tx.tasks.advance(task_id, *finished)
+                    last = finished.last
+                if finished is not None and clock() - started > TURN_MS:
+                    break
+                stored = tx.prices.inputs_after(last, batch_size, scope)
+                if not len(stored.inputs):
+                    tx.tasks.finish(task_id)
+                    return True
+                keys = row_keys(stored.inputs)
+                new = reprice(tx, out_of_date(tx, stored, clock()), clock, f"event:{task_id}")
+                repeat = tx.prices.current(keys) if finished is None else new
+            cache.put(repeat)
+            finished = _Batch(len(keys), len(new), keys[-1].item())
+    queue.recalculate(task_id)
+    return False

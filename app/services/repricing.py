@@ -1,0 +1,83 @@
+"""From changed inputs to stored sheets: the one way in which a price changes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from app.domain.columns import ROW_KEYS, Column, Rules, Table
+from app.domain.rows import StoredInputs
+from app.domain.sheet import Labels, PriceSheet, rows_to_sheets
+from app.domain.sheets import Sheets, compute_sheets, digests
+from app.services.ports import Clock, SheetCache, Store, Transaction
+
+
+def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str) -> list[PriceSheet]:
+    """Compute these rows (dtype `ROW_KEYS`) from what is committed or in `tx`, and store what differs.
+
+    The rows stay locked until `tx` ends, so whoever reprices a row after somebody else sees what that one
+    saw and more: an older state never overwrites a newer one. Gives the new sheets, for the cache.
+    """
+    if not len(keys):
+        return []
+    tx.prices.lock(keys)
+    as_of = clock()
+    stored = tx.prices.inputs(keys)
+    rules = tx.rules.rules(stored.inputs, as_of)
+    sheets = compute_sheets(stored.inputs, rules, as_of)
+    fresh = digests(sheets, rules)
+    changed = _changed(stored, fresh)
+    if not len(changed):
+        return []
+    labels = labels_for(tx, sheets, rules, changed)
+    versions = stored.versions[changed] + 1
+    new = list(rows_to_sheets(sheets, rules, labels, versions, as_of, changed))
+    tx.prices.store(row_keys(stored.inputs[changed]), fresh[changed], new, cause)
+    return new
+
+
+def out_of_date(tx: Transaction, stored: StoredInputs, as_of: int) -> Table:
+    """Keys of the rows whose stored sheet is not what the formula gives now. Takes no locks: what it finds
+    is then given to `reprice`, which looks again."""
+    rules = tx.rules.rules(stored.inputs, as_of)
+    fresh = digests(compute_sheets(stored.inputs, rules, as_of), rules)
+    return row_keys(stored.inputs[_changed(stored, fresh)])
+
+
+def reprice_due(store: Store, cache: SheetCache, clock: Clock, batch: int) -> int:
+    """Reprice every sheet whose time is over (a promotion began or ended); how many."""
+    total = 0
+    while True:
+        with store.transaction() as tx:
+            due = np.sort(tx.prices.due(clock(), batch), order=["product_key", "location_key"])
+            new = reprice(tx, due, clock, "boundary")
+        cache.put(new)
+        total += len(new)
+        if not new or len(due) < batch:
+            return total
+
+
+def _changed(stored: StoredInputs, fresh: Column) -> Column:
+    return np.flatnonzero((fresh != stored.digests) | (stored.versions == 0))
+
+
+def labels_for(tx: Transaction, sheets: Sheets, rules: Rules, chosen: Column) -> Labels:
+    """The names that the sheets of the rows `chosen` (indices) mention."""
+    promoted = sheets.promoted
+    mentioned = promoted.rule[np.isin(promoted.row, chosen)]
+    return tx.prices.labels(
+        products=sheets.inputs["product_key"][chosen],
+        policies=rules.policies["policy_key"][sheets.policy[chosen][sheets.policy[chosen] >= 0]],
+        promotions=rules.promotions["promotion_key"][mentioned],
+    )
+
+
+def row_keys(table: Table) -> Table:
+    """The keys of a table that has them among its fields."""
+    keys = np.empty(len(table), ROW_KEYS)
+    keys["product_key"], keys["location_key"] = table["product_key"], table["location_key"]
+    return keys
+
+
+def union(parts: Iterable[Table]) -> Table:
+    """Every key once, in key order, which is the order that locks are taken in."""
+    return np.unique(np.concatenate([np.zeros(0, ROW_KEYS), *parts]))

@@ -1,0 +1,65 @@
+"""Every setting of every process: environment variables named PRICING_…, or a `.env` file."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AnyUrl, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Built once per process and frozen. Units are in the names; defaults suit one machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRICING_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL, as postgresql://user:password@host/name. Unset: `pricing up` embeds one."
+    )
+    cache_url: SecretStr | None = Field(
+        None, description="Redis ≥ 7 or Valkey ≥ 8 that caches prices; may evict. Unset: `pricing up` embeds one."
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        description="Redis or Valkey that holds events and tasks; must not evict. Unset: the same as the cache.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
+    workers: int = Field(2, ge=1, le=256, description="Gunicorn worker processes.")
+    worker_concurrency: int = Field(2, ge=1, le=256, description="Celery child processes.")
+    data: Path = Field(Path(".pricing"), description="Folder for the embedded stores' data and for logs.")
+    catalog: str = Field("sample", description="What an empty database is filled with: sample, none, or a path.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
+
+    cache_ttl_s: int = Field(3600, ge=1, description="Longest time that a cached price sheet lives, in seconds.")
+    unknown_ttl_s: int = Field(30, ge=1, description="How long an unknown product is remembered, in seconds.")
+    store_timeout_s: float = Field(2.0, gt=0, description="Longest wait for an answer of Redis, in seconds.")
+    database_pool_size: int = Field(5, ge=1, description="PostgreSQL connections per process.")
+    idempotency_ttl_s: int = Field(86_400, ge=60, description="How long a published event id is remembered, in s.")
+
+    event_channel: str = Field("market_events", description="Pub/Sub channel for events and the doorbell.")
+    event_stream: str = Field("events", description="Stream that holds accepted events.")
+    dead_letter_stream: str = Field("events:dead", description="Stream that holds events nobody could apply.")
+    event_group: str = Field("repricing", description="Consumer group that applies events.")
+    read_count: int = Field(256, ge=1, le=10_000, description="Most stream entries that one read takes.")
+    poll_interval_s: float = Field(0.5, gt=0, description="Longest time between looks at the stream, in seconds.")
+    reclaim_idle_s: float = Field(30.0, gt=0, description="An unacknowledged entry is retried after this, in s.")
+    max_deliveries: int = Field(5, ge=1, description="Deliveries of one event before it is a dead letter.")
+    lock_ttl_s: float = Field(30.0, gt=0, description="Life of a repricing lock between renewals, in seconds.")
+    recalculation_batch_size: int = Field(
+        20_000, ge=1, le=1_000_000, description="Price sheets per transaction of a recalculation."
+    )
+
+    otlp_endpoint: AnyUrl | None = Field(
+        None, description="Where spans go, OTLP over HTTP, such as http://127.0.0.1:4318. Unset: nowhere."
+    )
+    trace_sample_ratio: float = Field(0.01, ge=0, le=1, description="Share of new traces that are kept.")
+    metrics_dir: Path | None = Field(None, description="Folder (tmpfs) where processes share metrics.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level.")
+
+    @property
+    def events_url(self) -> SecretStr | None:
+        """The broker's URL, or the cache's where one server does both."""
+        return self.broker_url or self.cache_url
