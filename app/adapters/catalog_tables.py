@@ -21,9 +21,7 @@ def condition(scope: RowScope) -> str:
         "location_key": "lp.location_key",
         "currency": "l.currency",
     }
-    parts = [
-        f"{columns[field]} = %({field})s" for field, value in scope._asdict().items() if value is not None
-    ]
+    parts = [f"{columns[field]} = %({field})s" for field, value in scope._asdict().items() if value is not None]
     return " AND ".join(parts) or "true"
 
 
@@ -60,8 +58,7 @@ class CatalogTables:
         """How many rows with a list price are in scope."""
         statement = (
             "SELECT count(*) FROM list_prices lp JOIN products p USING (product_key)"
-            " JOIN locations l USING (location_key) WHERE "
-            + condition(scope).replace("%(", ":").replace(")s", "")
+            " JOIN locations l USING (location_key) WHERE " + condition(scope).replace("%(", ":").replace(")s", "")
         )
         return int(self._connection.execute(sa.text(statement), scope._asdict()).scalar_one())
 
@@ -81,9 +78,7 @@ class CatalogTables:
         per row. What was set at a later position stays."""
         assert signal == LIST_PRICE or signal in SIGNALS
         table, value, position = (
-            ("list_prices", "amount", "position")
-            if signal == LIST_PRICE
-            else ("signals", signal, f"{signal}_position")
+            ("list_prices", "amount", "position") if signal == LIST_PRICE else ("signals", signal, f"{signal}_position")
         )
         products, locations, values, positions = zip(*sorted(rows), strict=True)
         # In key order, so that two transactions that set the same rows wait instead of deadlocking.

@@ -62,9 +62,7 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
-def read_columns(
-    connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]
-) -> Table:
+def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]) -> Table:
     """The rows of a query whose columns are all int8 and never null, as one array of `dtype`.
 
     Fixed widths let numpy read the whole answer at once, with no Python object per value.
@@ -80,9 +78,7 @@ def read_columns(
     return table
 
 
-def write_rows(
-    connection: sa.Connection, table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]
-) -> None:
+def write_rows(connection: sa.Connection, table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
     """COPY rows into a table; `types` names its columns and their PostgreSQL types, in order."""
     copy_in = f"COPY {table} ({', '.join(types)}) FROM STDIN (FORMAT BINARY)"
     with _cursor(connection).copy(copy_in) as copy:

@@ -126,9 +126,7 @@ class EventLog:
     def read(self, consumer: str, count: int) -> list[Entry]:
         """New entries, at most `count`; they are this consumer's until acknowledged. Does not wait."""
         with unavailable_if_down():
-            answer: Any = self._client.xreadgroup(
-                self._names.group, consumer, {self._names.stream: ">"}, count=count
-            )
+            answer: Any = self._client.xreadgroup(self._names.group, consumer, {self._names.stream: ">"}, count=count)
         if not answer:
             return []
         streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
@@ -200,6 +198,4 @@ def _seen_key(event_id: str) -> str:
 
 
 def _entries(entries: Iterable[Any]) -> list[Entry]:
-    return [
-        Entry(stream_id.decode(), fields.get(b"event")) for stream_id, fields in entries if fields is not None
-    ]
+    return [Entry(stream_id.decode(), fields.get(b"event")) for stream_id, fields in entries if fields is not None]

@@ -32,10 +32,7 @@ class EventTables:
     def outbox(self, limit: int) -> Sequence[tuple[str, bytes]]:
         """The oldest unsent ones as (event id, event); no other transaction gets the same."""
         select = sa.select(outbox.c.event_id, outbox.c.event).order_by(outbox.c.created_at).limit(limit)
-        return [
-            (row.event_id, row.event)
-            for row in self._connection.execute(select.with_for_update(skip_locked=True))
-        ]
+        return [(row.event_id, row.event) for row in self._connection.execute(select.with_for_update(skip_locked=True))]
 
     def drop_outbox(self, event_ids: Collection[str]) -> None:
         self._connection.execute(outbox.delete().where(outbox.c.event_id.in_(event_ids)))

@@ -11,7 +11,7 @@ from app.adapters.redis_clients import unavailable_if_down
 from app.errors import LockHeld, Unavailable
 
 # The clock makes tokens rise even where Redis has forgotten the last one; the counter, where it stands still.
-_NEXT_TOKEN = """
+_NEXT_FENCE = """
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
 local last = tonumber(redis.call('GET', KEYS[1]) or 0)
@@ -24,7 +24,7 @@ return string.format('%.0f', token)
 class Locks:
     def __init__(self, client: redis.Redis, ttl_s: float) -> None:
         self._client, self._ttl_s = client, ttl_s
-        self._next_token = client.register_script(_NEXT_TOKEN)
+        self._next_token = client.register_script(_NEXT_FENCE)
 
     @contextmanager
     def hold(self, scope: str, wait_s: float = 0) -> Iterator[int]:

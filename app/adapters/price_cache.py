@@ -50,9 +50,7 @@ class Lifetimes(NamedTuple):
     unknown_s: float
 
 
-def _arguments(
-    entries: Iterable[tuple[Name, Found]], lifetimes: Lifetimes
-) -> Iterator[tuple[str, bytes, int]]:
+def _arguments(entries: Iterable[tuple[Name, Found]], lifetimes: Lifetimes) -> Iterator[tuple[str, bytes, int]]:
     """Key, value and time to live (ms) of each entry that is worth storing. Jitter keeps keys that were
     written together from expiring together; a sheet never outlives its `valid_until`."""
     now = time.time() * 1000

@@ -28,7 +28,10 @@ _INPUTS = """
     LEFT JOIN price_sheets ps USING (product_key, location_key)
 """
 
-_THESE = "JOIN unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key) USING (product_key, location_key)"
+_THESE = (
+    "JOIN unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)"
+    " USING (product_key, location_key)"
+)
 
 
 class PriceTables:
@@ -90,17 +93,11 @@ class PriceTables:
 
     def labels(self, products: Column, policies: Column, promotions: Column) -> Labels:
         """The public names of these keys, and of all locations."""
-        locations = self._connection.execute(
-            sa.text("SELECT location_key, location, currency FROM locations")
-        )
+        locations = self._connection.execute(sa.text("SELECT location_key, location, currency FROM locations"))
         return Labels(
-            products=dict(
-                self._named("SELECT product_key, product_id FROM products WHERE product_key", products)
-            ),
+            products=dict(self._named("SELECT product_key, product_id FROM products WHERE product_key", products)),
             locations={key: (location, currency(code)) for key, location, code in locations},
-            policies=self._labelled(
-                "SELECT policy_key, policy_id, name FROM policies WHERE policy_key", policies
-            ),
+            policies=self._labelled("SELECT policy_key, policy_id, name FROM policies WHERE policy_key", policies),
             promotions=self._labelled(
                 "SELECT promotion_key, promotion_id, name FROM promotions WHERE promotion_key", promotions
             ),
@@ -109,9 +106,7 @@ class PriceTables:
     def _named(self, select: str, keys: Column) -> Sequence[Any]:
         if not len(keys):
             return []
-        return self._connection.execute(
-            sa.text(f"{select} = ANY(:keys)"), {"keys": np.unique(keys).tolist()}
-        ).all()
+        return self._connection.execute(sa.text(f"{select} = ANY(:keys)"), {"keys": np.unique(keys).tolist()}).all()
 
     def _labelled(self, select: str, keys: Column) -> dict[int, Label]:
         return {key: Label(id_, name) for key, id_, name in self._named(select, keys)}

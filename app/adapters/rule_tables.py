@@ -139,9 +139,7 @@ class RuleTables:
         self, table: sa.Table, id_column: str, rule_id: str, row: dict[str, Any], position: int, new: bool
     ) -> bool:
         stored = self._connection.execute(
-            sa.select(table.c.position, table.c.removed)
-            .where(table.c[id_column] == rule_id)
-            .with_for_update()
+            sa.select(table.c.position, table.c.removed).where(table.c[id_column] == rule_id).with_for_update()
         ).one_or_none()
         row = row | {"position": position, "removed": False}
         if stored is not None and new and not stored.removed:
@@ -162,9 +160,7 @@ class RuleTables:
 
     def _remove(self, table: sa.Table, id_column: str, rule_id: str, position: int, read: Any) -> Any:
         stored = self._connection.execute(
-            sa.select(table.c.position)
-            .where(table.c[id_column] == rule_id, ~table.c.removed)
-            .with_for_update()
+            sa.select(table.c.position).where(table.c[id_column] == rule_id, ~table.c.removed).with_for_update()
         ).scalar_one_or_none()
         if stored is None or stored > position:
             return None
@@ -174,9 +170,7 @@ class RuleTables:
         return rule
 
     def _one(self, table: sa.Table, id_column: str, rule_id: str) -> sa.Row[Any]:
-        found = self._connection.execute(
-            _with_names(table).where(table.c[id_column] == rule_id)
-        ).one_or_none()
+        found = self._connection.execute(_with_names(table).where(table.c[id_column] == rule_id)).one_or_none()
         if found is None:
             raise NotFound(f"there is no {id_column.removesuffix('_id')} {rule_id!r}")
         return found
@@ -191,9 +185,7 @@ class RuleTables:
         location = None
         if scope.location is not None:
             select = sa.select(locations.c.location_key, locations.c.currency)
-            location = self._connection.execute(
-                select.where(locations.c.location == scope.location)
-            ).one_or_none()
+            location = self._connection.execute(select.where(locations.c.location == scope.location)).one_or_none()
             if location is None:
                 raise InvalidInput(f"location: there is no location {scope.location!r}")
         product_key = None
@@ -217,9 +209,7 @@ class RuleTables:
     def with_policies(self, rules: Rules, labels: Labels, new: Sequence[Policy]) -> tuple[Rules, Labels]:
         """As if these policies were stored: each takes the place of those with its id or its scope."""
         stored, tiers, names = rules.policies, rules.tiers, dict(labels.policies)
-        ids = dict(
-            self._connection.execute(sa.select(policies.c.policy_id, policies.c.policy_key)).tuples().all()
-        )
+        ids = dict(self._connection.execute(sa.select(policies.c.policy_id, policies.c.policy_key)).tuples().all())
         for key, policy in enumerate(new, start=_UNSTORED):
             row = policy_row(policy, self.scope_keys(policy))
             record = _record(row | {"policy_key": key, "revision": key}, POLICIES)
@@ -234,9 +224,7 @@ class RuleTables:
         """As if these promotions were stored: each takes the place of the one with its id."""
         stored, names = rules.promotions, dict(labels.promotions)
         for key, promotion in enumerate(new, start=_UNSTORED):
-            find = sa.select(promotions.c.promotion_key).where(
-                promotions.c.promotion_id == promotion.promotion_id
-            )
+            find = sa.select(promotions.c.promotion_key).where(promotions.c.promotion_id == promotion.promotion_id)
             replaced = self._connection.execute(find).scalar_one_or_none()
             row = promotion_row(promotion, self.scope_keys(promotion))
             record = _record(row | {"promotion_key": key, "revision": key}, PROMOTIONS)

@@ -150,9 +150,7 @@ promotions = sa.Table(
     _instant("ends_at"),
     sa.Column("position", sa.BigInteger, nullable=False),
     sa.Column("removed", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Index(
-        "promotions_product_key_idx", "product_key", "location_key", postgresql_where=sa.text("NOT removed")
-    ),
+    sa.Index("promotions_product_key_idx", "product_key", "location_key", postgresql_where=sa.text("NOT removed")),
     sa.Index(
         "promotions_wide_idx",
         "promotion_key",
@@ -167,9 +165,7 @@ price_sheets = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("digest", sa.BigInteger, nullable=False, comment="hash of all that the sheet says"),
     _instant("valid_until"),
-    sa.Index(
-        "price_sheets_valid_until_idx", "valid_until", postgresql_where=sa.text("valid_until IS NOT NULL")
-    ),
+    sa.Index("price_sheets_valid_until_idx", "valid_until", postgresql_where=sa.text("valid_until IS NOT NULL")),
 )
 
 price_history = sa.Table(
@@ -209,9 +205,7 @@ tasks = sa.Table(
     sa.Column("error", sa.Text),
     _instant("created_at", nullable=False, server_default=_NOW),
     _instant("updated_at", nullable=False, server_default=_NOW),
-    sa.Index(
-        "tasks_unfinished_idx", "updated_at", postgresql_where=sa.text("state IN ('queued', 'running')")
-    ),
+    sa.Index("tasks_unfinished_idx", "updated_at", postgresql_where=sa.text("state IN ('queued', 'running')")),
 )
 
 outbox = sa.Table(

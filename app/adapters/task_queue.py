@@ -71,9 +71,7 @@ class TaskQueue:
             "messaging.destination.name": "pricing",
             "celery.task": name,
         }
-        with _tracer.start_as_current_span(
-            f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes
-        ):
+        with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
             headers: dict[str, str] = {}
             propagate.inject(headers)
             try:

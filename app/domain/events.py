@@ -62,9 +62,7 @@ class StockData(_Data):
 
 class _RuleData(_Data):
     removed: Id | None = Field(None, description="The id of a rule that no longer is.")
-    scopes: tuple[Scope, ...] = Field(
-        (), max_length=10, description="Scopes to reprice, where the rule is stored."
-    )
+    scopes: tuple[Scope, ...] = Field((), max_length=10, description="Scopes to reprice, where the rule is stored.")
 
 
 class PromotionData(_RuleData):
@@ -110,8 +108,7 @@ class Event(BaseModel):
     time: AwareDatetime | None = None
     data: dict[str, Any] = Field(default_factory=dict)
     traceparent: (
-        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
-        | None
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")] | None
     ) = None
 
     @model_validator(mode="after")

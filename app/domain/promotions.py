@@ -41,9 +41,7 @@ class Promoted:
     valid_until: Column
 
 
-def promote(
-    base: Column, grain: Column, row: Column, rule: Column, promotions: Table, as_of: int
-) -> Promoted:
+def promote(base: Column, grain: Column, row: Column, rule: Column, promotions: Table, as_of: int) -> Promoted:
     """Apply the candidate pairs (`row`, `rule`) to the scaled prices `base` at the instant `as_of` (ms)."""
     known = promotions[rule]
     near = known["ends_at"] > as_of - NEAR_MS
@@ -54,9 +52,7 @@ def promote(
     prices = np.empty((2, len(base)), np.int64)
     outcome = np.empty((2, len(row)), np.int64)
     change = np.zeros((2, len(row)), np.int64)
-    timing = np.where(
-        known["starts_at"] > as_of, NOT_STARTED, np.where(known["ends_at"] <= as_of, ENDED, APPLIED)
-    )
+    timing = np.where(known["starts_at"] > as_of, NOT_STARTED, np.where(known["ends_at"] <= as_of, ENDED, APPLIED))
     for segment in Segment:
         member_only = (known["segment"] == Segment.MEMBER) & (segment == Segment.EVERYONE)
         first = np.where(member_only, OTHER_SEGMENT, timing)
@@ -64,9 +60,7 @@ def promote(
     return Promoted(prices, row, rule, outcome, change, _next_boundary(len(base), row, known, as_of))
 
 
-def _best(
-    base: Column, grain: Column, row: Column, known: Table, outcome: Column
-) -> tuple[Column, Column, Column]:
+def _best(base: Column, grain: Column, row: Column, known: Table, outcome: Column) -> tuple[Column, Column, Column]:
     """The stack's price, or the best exclusive one's where that is lower. A tie goes to the stack."""
     outcome, change = outcome.copy(), np.zeros(len(row), np.int64)
     eligible = outcome == APPLIED

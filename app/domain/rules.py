@@ -109,16 +109,12 @@ class Policy(Scope):
     )
     undercut_amount: Money = Field(Decimal(0), description="competitor: taken off after rate_percent.")
     stock_threshold: int = Field(0, ge=0, le=10**12, description="markdown: applies from this stock on.")
-    min_margin_percent: Percent | None = Field(
-        None, lt=100, description="Least margin, as a share of the price."
-    )
+    min_margin_percent: Percent | None = Field(None, lt=100, description="Least margin, as a share of the price.")
     floor: Money | None = Field(None, description="The price never falls below this, whatever else applies.")
     ceiling: Money | None = None
     max_change_percent: Rate | None = Field(None, description="Most change from the list price, either way.")
     rounding_increment: Money = Field(Decimal(0), description="Round to multiples of this, such as 1.00 ...")
-    rounding_ending: Money = Field(
-        Decimal(0), description="... plus this, such as 0.99. Below the increment."
-    )
+    rounding_ending: Money = Field(Decimal(0), description="... plus this, such as 0.99. Below the increment.")
     rounding_scope: RoundingScope = RoundingScope.UNIT
     tiers: tuple[QuantityTier, ...] = Field((), max_length=20)
 

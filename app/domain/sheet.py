@@ -111,9 +111,7 @@ def rows_to_sheets(
         sheets.promoted.valid_until[chosen].tolist(),
         strict=True,
     )
-    for i, (product, location, version, policy, reason, floor, line_rounding, valid_until) in enumerate(
-        columns
-    ):
+    for i, (product, location, version, policy, reason, floor, line_rounding, valid_until) in enumerate(columns):
         location_id, currency = labels.locations[location]
         label = labels.policies[policy_keys[policy]] if policy != ABSENT else None
         changes, rejected = _base_changes(steps[i], label, reason)

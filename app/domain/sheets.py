@@ -147,9 +147,7 @@ def _policy_price(inputs: Table, chosen: Table, grain: Column) -> tuple[Column, 
     return price, reason
 
 
-def _guard_and_round(
-    inputs: Table, chosen: Table, after_policy: Column, grain: Column
-) -> tuple[Column, Column]:
+def _guard_and_round(inputs: Table, chosen: Table, after_policy: Column, grain: Column) -> tuple[Column, Column]:
     """All `STEPS`, shape (7, n), and the floor that holds to the end, shape (n,); scaled."""
     listed = inputs["list_price"] * SCALE
     change, ceiling = chosen["max_change_bp"], chosen["ceiling"] * SCALE

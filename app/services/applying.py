@@ -143,10 +143,7 @@ def _change_inputs(tx: Transaction, item: Positioned) -> list[RowScope]:
                 values = _signal_values(tx, data, keys)
                 tx.catalog.set_signals(
                     signal,
-                    [
-                        (p, l, value, item.position)
-                        for (p, l), value in zip(keys.tolist(), values, strict=True)
-                    ],
+                    [(*key, value, item.position) for key, value in zip(keys.tolist(), values, strict=True)],
                 )
     return scopes
 

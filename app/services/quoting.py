@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -80,10 +81,8 @@ async def find_sheets(
         loaded = await asyncio.to_thread(load_sheets, store, missing, clock)
         found |= {name: (entry, "database") for name, entry in loaded.items()}
         if cache_answers:
-            try:
+            with suppress(Unavailable):  # the answer is right without it, and the next miss tries again
                 await cache.put(loaded.items())
-            except Unavailable:
-                pass  # the answer is right without it, and the next miss tries again
     return found
 
 
@@ -108,18 +107,14 @@ def load_sheets(store: Store, names: Sequence[Name], clock: Clock) -> dict[Name,
         return found
 
 
-def _compute(
-    tx: Transaction, keys: list[tuple[int, int]], now: int
-) -> Iterable[tuple[tuple[int, int], PriceSheet]]:
+def _compute(tx: Transaction, keys: list[tuple[int, int]], now: int) -> Iterable[tuple[tuple[int, int], PriceSheet]]:
     stored = tx.prices.inputs(np.array(keys, ROW_KEYS))
     rules = tx.rules.rules(stored.inputs, now)
     sheets = compute_sheets(stored.inputs, rules, now)
     every = np.arange(len(sheets))
     labels = labels_for(tx, sheets, rules, every)
     computed = rows_to_sheets(sheets, rules, labels, stored.versions, now, every)
-    keys_found = zip(
-        stored.inputs["product_key"].tolist(), stored.inputs["location_key"].tolist(), strict=True
-    )
+    keys_found = zip(stored.inputs["product_key"].tolist(), stored.inputs["location_key"].tolist(), strict=True)
     return zip(keys_found, computed, strict=True)
 
 

@@ -85,9 +85,7 @@ class RuleChanges:
         self._store, self._sender, self._clock = store, sender, clock
         self._position_at, self._traceparent = position_at, traceparent
 
-    async def make(
-        self, type_: EventType, change: Callable[[Transaction, Position], tuple[Rule, list[Scope]]]
-    ) -> Rule:
+    async def make(self, type_: EventType, change: Callable[[Transaction, Position], tuple[Rule, list[Scope]]]) -> Rule:
         """Run `change` in a transaction, and send an event that reprices the scopes it gives."""
         event_id = str(uuid4())
         traceparent = self._traceparent()
