@@ -1,4 +1,7 @@
-"""The `pricing` command. Each command imports what it needs when it runs, so that --help is quick."""
+"""The `pricing` command: one function per command, in the order of --help.
+
+Each imports what it needs when it runs, so that --help is quick.
+"""
 
 import sys
 from pathlib import Path
@@ -22,9 +25,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address that the API listens on.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port that the API listens on.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Gunicorn worker processes.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder for the embedded stores' data and for logs.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for the embedded stores' data and for logs.")] = None,
     catalog: Annotated[
         str | None, typer.Option(help="What to fill an empty database with: sample, none, or a path.")
     ] = None,

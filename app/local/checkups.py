@@ -44,14 +44,10 @@ def postgres(url: SecretStr | None) -> Iterator[Finding]:
         return
     with connection:
         version = connection.info.server_version // 10_000
-        yield judged(
-            "PostgreSQL", version >= OLDEST_POSTGRES, f"version {version}", f"use ≥ {OLDEST_POSTGRES}"
-        )
+        yield judged("PostgreSQL", version >= OLDEST_POSTGRES, f"version {version}", f"use ≥ {OLDEST_POSTGRES}")
         found = one(connection, "SELECT version_num FROM alembic_version")
         newest = ScriptDirectory.from_config(migration_config("")).get_current_head()
-        yield judged(
-            "schema", found == newest, f"revision {found}, the newest is {newest}", "`pricing migrate`"
-        )
+        yield judged("schema", found == newest, f"revision {found}, the newest is {newest}", "`pricing migrate`")
         filled = one(connection, "SELECT 1 FROM products LIMIT 1") is not None
         seen = "products are there" if filled else "no products"
         yield judged("catalogue", filled, seen, "`pricing import`, or `pricing up` with --catalog")
@@ -111,9 +107,7 @@ def consumers(settings: Settings) -> Iterator[Finding]:
     workers = application.control.ping(timeout=PING_S)
     application.close()
     start = "`pricing up` starts one, or `{}`"
-    yield judged(
-        "worker", bool(workers), f"{len(workers)} answer", start.format("celery -A workers.celery_app worker")
-    )
+    yield judged("worker", bool(workers), f"{len(workers)} answer", start.format("celery -A workers.celery_app worker"))
     with client:
         try:
             found: Any = client.xinfo_consumers(settings.event_stream, settings.event_group)
@@ -144,6 +138,4 @@ def judged(what: str, well: bool, seen: str, mend: str) -> Finding:
 
 def not_named(what: str, name: str) -> Finding:
     """Nothing to look at, which is no fault before the first start."""
-    return Finding(
-        what, None, f"{variable(name)} is not set and no `pricing up` runs", "`pricing up` embeds one"
-    )
+    return Finding(what, None, f"{variable(name)} is not set and no `pricing up` runs", "`pricing up` embeds one")

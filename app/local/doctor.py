@@ -43,9 +43,7 @@ def findings() -> Iterator[Finding]:
     except ValidationError as error:
         for wrong in error.errors(include_input=False, include_url=False):
             name = variable(str(wrong["loc"][0]))
-            yield Finding(
-                "settings", False, f"{name}: {wrong['msg']}", f"correct {name}; see `pricing config`"
-            )
+            yield Finding("settings", False, f"{name}: {wrong['msg']}", f"correct {name}; see `pricing config`")
         return
     yield Finding("settings", True, "all valid")
     yield packages()
@@ -86,6 +84,4 @@ def port(settings: Settings) -> Finding:
         check_port(settings.host, settings.port)
     except SetUpError as error:
         return Finding("API", False, f"not ready on {settings.host}:{settings.port}. {error}")
-    return Finding(
-        "API", None, f"not running; {settings.host}:{settings.port} is free", "`pricing up` starts it"
-    )
+    return Finding("API", None, f"not running; {settings.host}:{settings.port} is free", "`pricing up` starts it")

@@ -121,7 +121,5 @@ def wheel(package: str, pattern: str) -> Path:
     folders = spec.submodule_search_locations if spec else None
     found = [match for folder in folders or () for match in Path(folder).glob(pattern)]
     if not found:
-        raise SetUpError(
-            f"The package {package} has nothing for this machine: name a server of your own instead."
-        )
+        raise SetUpError(f"The package {package} has nothing for this machine: name a server of your own instead.")
     return found[0].resolve()

@@ -61,9 +61,7 @@ def check_port(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             message = f"Port {port} is taken: stop what listens there"
         else:
-            message = (
-                f"The API cannot listen on {host}:{port} ({error.strerror}): correct --host or PRICING_HOST"
-            )
+            message = f"The API cannot listen on {host}:{port} ({error.strerror}): correct --host or PRICING_HOST"
         raise SetUpError(f"{message}, or choose another port with --port or PRICING_PORT.") from error
 
 
@@ -76,9 +74,7 @@ def metrics_folder(chosen: Path | None, data: Path) -> Path:
             old.unlink()
         return folder
     if os.access(SHARED_MEMORY, os.W_OK):
-        folder = (
-            SHARED_MEMORY / f"pricing-{os.geteuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:12]}"
-        )
+        folder = SHARED_MEMORY / f"pricing-{os.geteuid()}-{hashlib.sha256(os.fsencode(data)).hexdigest()[:12]}"
     else:
         folder = data / "metrics"
     if folder.is_dir() and not folder.is_symlink():

@@ -4,6 +4,7 @@ It holds the stores' URLs and, for each process, its id and the moment it was cr
 the pair is what proves, after a crash, that a process is one of ours.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -30,8 +31,7 @@ def record(data: Path, settings: Settings, processes: Iterable[tuple[str, int, i
         "port": settings.port,
         "stores": urls,
         "processes": [
-            {"name": name, "stop_signal": stop_signal, **identity(pid)}
-            for name, pid, stop_signal in processes
+            {"name": name, "stop_signal": stop_signal, **identity(pid)} for name, pid, stop_signal in processes
         ],
     }
     temporary = data / "run.json.new"
@@ -80,10 +80,8 @@ def settings_of_running(settings: Settings) -> Settings:
     running = read(settings.data)
     if running is None or same_process(running["supervisor"]) is None:
         return settings
-    stores = running["stores"].items()
-    return settings.model_copy(
-        update={n: SecretStr(url) for n, url in stores if getattr(settings, n) is None}
-    )
+    found = {name: SecretStr(url) for name, url in running["stores"].items() if getattr(settings, name) is None}
+    return settings.model_copy(update={"host": running["host"], "port": running["port"], **found})
 
 
 def stop_leftovers(data: Path, say: Callable[[str], None]) -> None:
@@ -91,8 +89,9 @@ def stop_leftovers(data: Path, say: Callable[[str], None]) -> None:
     left = [(p, process) for p in (read(data) or {}).get("processes", []) if (process := same_process(p))]
     for recorded, process in reversed(left):
         say(f"Stopping {recorded['name']} (process {process.pid}), left by an earlier `pricing up`")
-        tree = [process, *process.children(recursive=True)]
-        process.send_signal(recorded["stop_signal"])
-        for late in psutil.wait_procs(tree, timeout=10)[1]:
-            late.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends meanwhile
+            tree = [process, *process.children(recursive=True)]
+            process.send_signal(recorded["stop_signal"])
+            for late in psutil.wait_procs(tree, timeout=10)[1]:
+                late.kill()
     forget(data)

@@ -78,9 +78,7 @@ class Supervisor:
                     child.deaths = 0
                 code = reap(child.process)
                 child.process, child.changed_at, child.deaths = None, now, child.deaths + 1
-                self._say(
-                    f"{child.name} died ({told(code)}); next start in {child.delay_s:g} s, see {child.log}"
-                )
+                self._say(f"{child.name} died ({told(code)}); next start in {child.delay_s:g} s, see {child.log}")
 
     def running(self) -> list[tuple[str, int, int]]:
         """Name, process id and stop signal of every child that was started, in that order."""

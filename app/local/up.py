@@ -1,5 +1,6 @@
 """`pricing up`: the whole system on this machine, from one command to one Ctrl-C."""
 
+import contextlib
 import http.client
 import shutil
 import time
@@ -35,7 +36,8 @@ class Up:
         self.supervisor = Supervisor(self.say, self.record)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone; what runs must still be stopped
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def record(self) -> None:
         record(self.data, self.settings, self.supervisor.running())
@@ -143,8 +145,7 @@ def check_catalog(catalog: str) -> None:
     """A catalogue that is a path exists."""
     if catalog not in ("sample", "none") and not Path(catalog).exists():
         raise SetUpError(
-            f"There is no catalogue {catalog}: "
-            "give --catalog or PRICING_CATALOG the path of one, `sample`, or `none`."
+            f"There is no catalogue {catalog}: give --catalog or PRICING_CATALOG the path of one, `sample`, or `none`."
         )
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,25 @@ class System:
 
     `url` is the API's; `database_url` and `redis_url` are the embedded stores'; `pids()` are
     the processes under the supervisor by name (postgres, valkey, worker, listener, api).
+    `prefix` goes before the command, to run it as another user for example.
     """
 
-    def __init__(self, data: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *options: str,
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.data = data
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = data / "up.out"
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("PRICING_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [PRICING, "up", "--port", str(self.port), "--data", str(data), *options],
-                env={**ours, **(env or {})},
+                [*prefix, PRICING, "up", "--port", str(self.port), "--data", str(data), *options],
+                env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,6 +107,11 @@ class System:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours without any setting of whoever runs the tests, and with `extra`."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PRICING_")} | dict(extra or {})
 
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
