@@ -5,8 +5,10 @@ publish of the same event id finds the first. The doorbell's message is the even
 attribute: subscribers can use it, and listeners see by it that the stream has the event already.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import redis
 import redis.asyncio
@@ -159,7 +161,7 @@ class EventLog:
 
     def dead_letter(self, entry: Entry, reason: str, deliveries: int) -> None:
         """Set an entry aside with the reason, and acknowledge it, in one step."""
-        letter = {
+        letter: dict[Any, Any] = {
             "event": entry.event or b"",
             "stream_id": entry.stream_id,
             "reason": reason,
@@ -172,9 +174,17 @@ class EventLog:
 
     def refuse(self, message: bytes, reason: str) -> None:
         """Set aside a message that never was in the stream."""
-        letter = {"event": message, "stream_id": "", "reason": reason, "deliveries": 1}
+        letter: dict[Any, Any] = {"event": message, "stream_id": "", "reason": reason, "deliveries": 1}
         with unavailable_if_down():
             self._client.xadd(self._names.dead_letters, letter)
+
+    def hear(self, message: bytes, window_s: int) -> tuple[str, bool]:
+        """An id for a message that came without the stream, the same for all who hear it within the window
+        (seconds), and whether this is the first of them."""
+        key, own_id = f"heard:{hashlib.sha256(message).hexdigest()}", str(uuid4())
+        with unavailable_if_down():
+            earlier: Any = self._client.set(key, own_id, nx=True, get=True, ex=window_s)
+        return (own_id, True) if earlier is None else (earlier.decode(), False)
 
     def trim(self) -> int:
         """Drop entries that every group has acknowledged; how many."""
@@ -183,7 +193,9 @@ class EventLog:
 
     def doorbell(self) -> redis.client.PubSub:
         """A subscription to the channel, on a connection of its own."""
-        subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        subscription: redis.client.PubSub = self._client.pubsub(  # type: ignore[no-untyped-call]
+            ignore_subscribe_messages=True
+        )
         with unavailable_if_down():
             subscription.subscribe(self._names.channel)
         return subscription

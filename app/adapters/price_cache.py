@@ -86,7 +86,7 @@ class AsyncPriceCache:
         if not names:
             return []
         with unavailable_if_down():
-            values = await self._client.mget([_key(*name) for name in names])
+            values: list[Any] = await self._client.mget([_key(*name) for name in names])
         return [_decode(value) for value in values]
 
     async def put(self, entries: Iterable[tuple[Name, Found]]) -> None:

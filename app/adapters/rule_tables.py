@@ -115,10 +115,12 @@ class RuleTables:
 
     def remove_policy(self, policy_id: str, position: int) -> Policy | None:
         """Remove it, unless something newer was said; the removed one, or None where there is none."""
-        return self._remove(policies, "policy_id", policy_id, position, self.policy)
+        removed: Policy | None = self._remove(policies, "policy_id", policy_id, position, self.policy)
+        return removed
 
     def remove_promotion(self, promotion_id: str, position: int) -> Promotion | None:
-        return self._remove(promotions, "promotion_id", promotion_id, position, self.promotion)
+        removed: Promotion | None = self._remove(promotions, "promotion_id", promotion_id, position, self.promotion)
+        return removed
 
     def policy(self, policy_id: str) -> Policy:
         """Raises `NotFound`."""

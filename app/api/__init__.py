@@ -1,0 +1,1 @@
+"""HTTP in: one module per resource, its schemas, and what errors look like outside."""

@@ -1,0 +1,51 @@
+"""For whoever runs the service: is it alive, can it work, what did it count."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import anyio.to_thread
+from fastapi import APIRouter, Response
+
+from app.api.answers import answer
+from app.api.deps import Deps
+from app.api.schemas import Health, Readiness
+from app.errors import Unavailable
+from app.observability import metrics
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", response_model=Health, summary="The process lives")
+async def healthz() -> Response:
+    return answer({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={503: {"description": "A store does not answer.", "model": Readiness}},
+    summary="Its stores answer",
+)
+async def readyz(deps: Deps) -> Response:
+    names = ("database", "cache", "broker")
+    pings = (anyio.to_thread.run_sync(deps.store.ping), deps.async_cache.ping(), deps.async_log.ping())
+    results = await asyncio.gather(*(_check(ping) for ping in pings))
+    ready = all(result == "ok" for result in results)
+    body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(names, results, strict=True))}
+    return answer(body, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+
+
+async def _check(ping: Awaitable[None]) -> str:
+    try:
+        await ping
+    except Unavailable as error:
+        return str(error)
+    return "ok"
+
+
+@router.get(
+    "/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
+)
+async def get_metrics() -> Response:
+    content, content_type = await anyio.to_thread.run_sync(metrics.exposition)
+    return Response(content, headers={"Content-Type": content_type})

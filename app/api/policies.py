@@ -1,0 +1,69 @@
+"""Policies: how a scope of products is priced. Every change is an event."""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Response
+
+from app.api.answers import answer
+from app.api.deps import Deps
+from app.api.problems import documented
+from app.api.schemas import PolicyPage
+from app.bootstrap import Resources
+from app.domain.rules import Id, Policy
+from app.errors import InvalidInput
+from app.services.rule_changes import remove_policy, save_policy
+
+router = APIRouter(prefix="/api/v1/policies", tags=["policies"])
+
+
+@router.get("", response_model=PolicyPage, responses=documented(503), summary="List policies")
+async def list_policies(
+    deps: Deps,
+    after: Annotated[str, Query(max_length=100, pattern=r"^[A-Za-z0-9._:-]*$", description="Ids after this.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """In order of their ids."""
+    items = await anyio.to_thread.run_sync(_page, deps, after, limit)
+    more = len(items) > limit
+    page = {
+        "items": [item.model_dump() for item in items[:limit]],
+        "next_after": items[limit - 1].policy_id if more else None,
+    }
+    return answer(page)
+
+
+@router.post("", status_code=201, response_model=Policy, responses=documented(409, 503), summary="Create a policy")
+async def create_policy(policy: Policy, deps: Deps) -> Response:
+    """Prices follow in the background, within moments."""
+    created = await save_policy(policy, new=True, changes=deps.rule_changes)
+    return answer(created, 201, {"Location": f"/api/v1/policies/{created.policy_id}"})
+
+
+@router.get("/{policy_id}", response_model=Policy, responses=documented(404, 503), summary="One policy")
+async def get_policy(policy_id: Id, deps: Deps) -> Response:
+    return answer(await anyio.to_thread.run_sync(_get, deps, policy_id))
+
+
+@router.put("/{policy_id}", response_model=Policy, responses=documented(409, 503), summary="Create or replace")
+async def put_policy(policy_id: Id, policy: Policy, deps: Deps) -> Response:
+    """The body's `policy_id` is the one in the path."""
+    if policy.policy_id != policy_id:
+        raise InvalidInput(f"body.policy_id: is {policy.policy_id!r}, but the path says {policy_id!r}")
+    return answer(await save_policy(policy, new=False, changes=deps.rule_changes))
+
+
+@router.delete("/{policy_id}", status_code=204, responses=documented(404, 409, 503), summary="Remove a policy")
+async def delete_policy(policy_id: Id, deps: Deps) -> Response:
+    await remove_policy(policy_id, changes=deps.rule_changes)
+    return Response(status_code=204)
+
+
+def _get(deps: Resources, policy_id: str) -> Policy:
+    with deps.store.transaction() as tx:
+        return tx.rules.policy(policy_id)
+
+
+def _page(deps: Resources, after: str, limit: int) -> list[Policy]:
+    with deps.store.transaction() as tx:
+        return tx.rules.policies_after(after, limit + 1)

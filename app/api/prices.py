@@ -1,0 +1,147 @@
+"""Prices: one quote, many quotes, history, and what if."""
+
+from collections.abc import Iterable
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Header, Query, Response
+
+from app.api.answers import answer
+from app.api.deps import Deps
+from app.api.problems import documented, problem_of
+from app.api.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    HistoryAnswer,
+    PriceRequest,
+    Quantity,
+    QuoteAnswer,
+    SimulationRequest,
+    segment,
+)
+from app.bootstrap import Resources, now_ms
+from app.domain.quote import Quote
+from app.domain.rules import Id
+from app.errors import NotFound
+from app.observability import metrics
+from app.services.history import price_history
+from app.services.quoting import QuoteRequest, quote_each
+from app.services.simulation import simulate
+
+router = APIRouter(prefix="/api/v1", tags=["prices"])
+
+
+@router.post("/price", response_model=QuoteAnswer, responses=documented(404, 503), summary="Quote a price")
+async def quote_price(request: PriceRequest, deps: Deps) -> Response:
+    """What this product costs, here, now, for this customer, with every step that made the price."""
+    return answer(await _quote(request.quote_request(), deps))
+
+
+@router.get(
+    "/prices/{product_id}",
+    response_model=QuoteAnswer,
+    responses=documented(404, 503) | {304: {"description": "The price is still the one that If-None-Match names."}},
+    summary="Quote a price, cacheably",
+)
+async def get_price(
+    product_id: Id,
+    location: Annotated[Id, Query(description="A store or a region.")],
+    deps: Deps,
+    is_prime_member: bool = False,
+    quantity: Annotated[Quantity, Query()] = 1,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The same answer as POST /price, with an ETag. Clients may keep it, and must ask before they use it."""
+    quote = await _quote(QuoteRequest(product_id, location, segment(is_prime_member), quantity), deps)
+    etag = f'W/"{quote.version}-{int(quote.computed_at.timestamp() * 1000)}-{quote.segment}-{quantity}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
+        return Response(status_code=304, headers=headers)
+    return answer(quote, headers=headers)
+
+
+@router.post("/prices/batch", response_model=BatchAnswer, responses=documented(503), summary="Quote many prices")
+async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
+    """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone; an item that
+    is not valid refuses the request, with its place."""
+    requests = [item.quote_request() for item in request.items]
+    answers = await quote_each(requests, cache=deps.async_cache, store=deps.store, clock=now_ms)
+    _count(answers)
+    return answer({"items": [_batch_item(item) for item in answers]})
+
+
+@router.get(
+    "/prices/{product_id}/history",
+    response_model=HistoryAnswer,
+    responses=documented(404, 503),
+    summary="Every version of a price",
+)
+async def get_history(
+    product_id: Id,
+    location: Annotated[Id, Query(description="A store or a region.")],
+    deps: Deps,
+    before: Annotated[date | None, Query(description="Lowest price of the 30 days before this; today.")] = None,
+    before_version: Annotated[int | None, Query(ge=1, le=2**62, description="Only older versions.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> Response:
+    """What it cost, from when to when, and why."""
+    return answer(
+        await anyio.to_thread.run_sync(
+            price_history, deps.store, (product_id, location), before, before_version, limit, now_ms()
+        )
+    )
+
+
+@router.post(
+    "/prices/simulate", response_model=QuoteAnswer, responses=documented(404, 503), summary="Quote under other terms"
+)
+async def simulate_price(request: SimulationRequest, deps: Deps) -> Response:
+    """What it would cost with other signals, rules or at another time. Nothing is stored."""
+    amounts = {
+        field: value
+        for field in ("list_price", "cost", "competitor_price")
+        if (value := getattr(request, field)) is not None
+    }
+    others = {}
+    if request.demand_index is not None:
+        others["demand_bp"] = round(request.demand_index * 10_000)
+    if request.stock is not None:
+        others["stock"] = request.stock
+    quote = await anyio.to_thread.run_sync(
+        simulate,
+        deps.store,
+        request.quote_request(),
+        _ms(request.as_of),
+        amounts,
+        others,
+        request.policies,
+        request.promotions,
+    )
+    return answer(quote)
+
+
+async def _quote(request: QuoteRequest, deps: Resources) -> Quote:
+    answers = await quote_each([request], cache=deps.async_cache, store=deps.store, clock=now_ms)
+    _count(answers)
+    if isinstance(answers[0], NotFound):
+        raise answers[0]
+    return answers[0]
+
+
+def _count(answers: Iterable[Quote | NotFound]) -> None:
+    for item in answers:
+        metrics.quotes.labels("unknown" if isinstance(item, NotFound) else item.source).inc()
+
+
+def _batch_item(item: Quote | NotFound) -> dict[str, Any]:
+    status: Literal[200, 404] = 404 if isinstance(item, NotFound) else 200
+    return {
+        "status": status,
+        "quote": None if isinstance(item, NotFound) else item,
+        "problem": problem_of(item).model_dump() if isinstance(item, NotFound) else None,
+    }
+
+
+def _ms(instant: datetime | None) -> int:
+    return now_ms() if instant is None else int(instant.timestamp() * 1000)

@@ -1,0 +1,109 @@
+"""Errors as RFC 9457 problem documents, with a stable `code` and the trace id."""
+
+import http
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.api.answers import answer
+from app.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PricingError, Unavailable
+from app.observability.tracing import current_trace_id
+
+MEDIA_TYPE = "application/problem+json"
+
+_logger = structlog.get_logger(__name__)
+
+
+class FieldError(BaseModel):
+    path: str = Field(description="Where in the request, such as body.items.3.quantity.")
+    message: str
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `code` is stable; `detail` is for people and may change."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    trace_id: str | None = None
+    errors: list[FieldError] = Field(default_factory=list)
+
+
+_STATUS: list[tuple[type[PricingError], int]] = [
+    (NotFound, 404),
+    (InvalidInput, 422),
+    (Unavailable, 503),
+    (Overloaded, 503),
+    (AlreadyExists, 409),
+    (Conflict, 409),
+]
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 422: "invalid_input"}
+
+_DESCRIPTIONS = {
+    404: "There is no such thing.",
+    409: "Somebody else was first, or it exists already.",
+    413: "The body is larger than the service reads.",
+    422: "The request is not valid; `errors` says where.",
+    503: "A store is away; try again after Retry-After seconds.",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an endpoint that may answer with these problems, besides 413 and 422."""
+    return {
+        status: {"description": _DESCRIPTIONS[status], "model": Problem, "content": {MEDIA_TYPE: {}}}
+        for status in sorted({*statuses, 413, 422})
+    }
+
+
+def problem_of(error: PricingError) -> Problem:
+    """The problem document of an error of ours."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    return make_problem(status, error.code, str(error))
+
+
+def make_problem(status: int, code: str, detail: str, errors: list[FieldError] | None = None) -> Problem:
+    title = http.HTTPStatus(status).phrase
+    return Problem(
+        title=title, status=status, detail=detail, code=code, trace_id=current_trace_id(), errors=errors or []
+    )
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    response = answer(problem, problem.status, headers)
+    response.headers["Content-Type"] = MEDIA_TYPE
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the application leaves as a problem document."""
+
+    @app.exception_handler(PricingError)
+    async def ours(_: Request, error: PricingError) -> Response:
+        retry_after = getattr(error, "retry_after_s", None)
+        return problem_response(problem_of(error), {"Retry-After": str(retry_after)} if retry_after else None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        errors = [FieldError(path=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
+        detail = "; ".join(f"{e.path}: {e.message}" for e in errors)
+        return problem_response(make_problem(422, "invalid_input", detail, errors))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "http_error")
+        headers = dict(error.headers or {})
+        return problem_response(make_problem(error.status_code, code, str(error.detail)), headers)
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> Response:
+        _logger.error("unhandled error", exc_info=error)
+        detail = "The service has a defect; its log has more under this trace id."
+        return problem_response(make_problem(500, "internal_error", detail))

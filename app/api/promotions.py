@@ -1,0 +1,71 @@
+"""Promotions: discounts with a scope, a window and an audience. Every change is an event."""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Response
+
+from app.api.answers import answer
+from app.api.deps import Deps
+from app.api.problems import documented
+from app.api.schemas import PromotionPage
+from app.bootstrap import Resources
+from app.domain.rules import Id, Promotion
+from app.errors import InvalidInput
+from app.services.rule_changes import remove_promotion, save_promotion
+
+router = APIRouter(prefix="/api/v1/promotions", tags=["promotions"])
+
+
+@router.get("", response_model=PromotionPage, responses=documented(503), summary="List promotions")
+async def list_promotions(
+    deps: Deps,
+    after: Annotated[str, Query(max_length=100, pattern=r"^[A-Za-z0-9._:-]*$", description="Ids after this.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """In order of their ids."""
+    items = await anyio.to_thread.run_sync(_page, deps, after, limit)
+    more = len(items) > limit
+    page = {
+        "items": [item.model_dump() for item in items[:limit]],
+        "next_after": items[limit - 1].promotion_id if more else None,
+    }
+    return answer(page)
+
+
+@router.post(
+    "", status_code=201, response_model=Promotion, responses=documented(409, 503), summary="Create a promotion"
+)
+async def create_promotion(promotion: Promotion, deps: Deps) -> Response:
+    """Prices follow in the background, within moments."""
+    created = await save_promotion(promotion, new=True, changes=deps.rule_changes)
+    return answer(created, 201, {"Location": f"/api/v1/promotions/{created.promotion_id}"})
+
+
+@router.get("/{promotion_id}", response_model=Promotion, responses=documented(404, 503), summary="One promotion")
+async def get_promotion(promotion_id: Id, deps: Deps) -> Response:
+    return answer(await anyio.to_thread.run_sync(_get, deps, promotion_id))
+
+
+@router.put("/{promotion_id}", response_model=Promotion, responses=documented(409, 503), summary="Create or replace")
+async def put_promotion(promotion_id: Id, promotion: Promotion, deps: Deps) -> Response:
+    """The body's `promotion_id` is the one in the path."""
+    if promotion.promotion_id != promotion_id:
+        raise InvalidInput(f"body.promotion_id: is {promotion.promotion_id!r}, but the path says {promotion_id!r}")
+    return answer(await save_promotion(promotion, new=False, changes=deps.rule_changes))
+
+
+@router.delete("/{promotion_id}", status_code=204, responses=documented(404, 409, 503), summary="Remove a promotion")
+async def delete_promotion(promotion_id: Id, deps: Deps) -> Response:
+    await remove_promotion(promotion_id, changes=deps.rule_changes)
+    return Response(status_code=204)
+
+
+def _get(deps: Resources, promotion_id: str) -> Promotion:
+    with deps.store.transaction() as tx:
+        return tx.rules.promotion(promotion_id)
+
+
+def _page(deps: Resources, after: str, limit: int) -> list[Promotion]:
+    with deps.store.transaction() as tx:
+        return tx.rules.promotions_after(after, limit + 1)

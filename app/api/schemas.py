@@ -1,0 +1,237 @@
+"""What requests and answers look like: the published contract."""
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.api.problems import Problem
+from app.domain.columns import Segment
+from app.domain.events import Event
+from app.domain.quote import MAX_QUANTITY
+from app.domain.rules import Id, Money, Policy, Promotion
+from app.services.quoting import QuoteRequest
+
+Amount = Annotated[float, Field(description="Money, with exactly the currency's decimals.")]
+Quantity = Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PriceRequest(_Request):
+    """Who asks for how many of what, where."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"product_id": "P-100", "user_location": "NY", "is_prime_member": True}]},
+    )
+
+    product_id: Id
+    user_location: Id
+    is_prime_member: bool = False
+    quantity: Quantity = 1
+
+    def quote_request(self) -> QuoteRequest:
+        return QuoteRequest(self.product_id, self.user_location, segment(self.is_prime_member), self.quantity)
+
+
+def segment(is_prime_member: bool) -> Segment:
+    return Segment.MEMBER if is_prime_member else Segment.EVERYONE
+
+
+class AdjustmentAnswer(BaseModel):
+    """One step from the list price to the final price."""
+
+    step: Literal[
+        "policy",
+        "max_change",
+        "ceiling",
+        "min_margin",
+        "floor",
+        "rounding",
+        "promotion",
+        "quantity_tier",
+    ]
+    rule: str | None = Field(description="Id of the policy or promotion that made the step.")
+    name: str | None
+    amount: Amount = Field(description="What the step added to the unit price; negative where it took off.")
+    price: Amount = Field(description="The unit price after the step.")
+
+
+class RejectedAnswer(BaseModel):
+    """A rule that was considered and did not apply."""
+
+    rule: str
+    name: str
+    reason: str
+
+
+class QuoteAnswer(BaseModel):
+    """list_price plus every adjustment's amount is final_price, exactly."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "product_id": "P-100",
+                    "location": "NY",
+                    "currency": "USD",
+                    "segment": "member",
+                    "quantity": 1,
+                    "list_price": 12.49,
+                    "base_price": 12.99,
+                    "discount_rate": 0.1,
+                    "final_price": 11.69,
+                    "total": 11.69,
+                    "rounding_scope": "unit",
+                    "adjustments": [
+                        {"step": "rounding", "rule": "default", "name": "Default", "amount": 0.50, "price": 12.99},
+                        {"step": "promotion", "rule": "ten-off", "name": "10 % off", "amount": -1.30, "price": 11.69},
+                    ],
+                    "rejected": [{"rule": "summer", "name": "Summer sale", "reason": "not_started"}],
+                    "source": "cache",
+                    "version": 3,
+                    "computed_at": "2026-11-21T09:30:00Z",
+                    "valid_until": None,
+                }
+            ]
+        }
+    )
+
+    product_id: str
+    location: str
+    currency: str
+    segment: Literal["everyone", "member"]
+    quantity: int
+    list_price: Amount
+    base_price: Amount = Field(description="The unit price after policy, guardrails and rounding.")
+    discount_rate: float = Field(description="Share of the base price that was taken off, with four decimals.")
+    final_price: Amount = Field(description="What one unit costs.")
+    total: Amount = Field(description="What the quantity costs.")
+    rounding_scope: Literal["unit", "line"]
+    adjustments: list[AdjustmentAnswer]
+    rejected: list[RejectedAnswer]
+    source: Literal["cache", "database", "simulation"]
+    version: int = Field(ge=0, description="Rises with every change of the price sheet.")
+    computed_at: datetime
+    valid_until: datetime | None = Field(description="When a promotion next begins or ends.")
+
+
+class BatchRequest(_Request):
+    items: list[PriceRequest] = Field(min_length=1, max_length=1000)
+
+
+class BatchItem(BaseModel):
+    """A quote, or the problem that there is instead."""
+
+    status: Literal[200, 404]
+    quote: QuoteAnswer | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    """One item per item of the request, in its order."""
+
+    items: list[BatchItem]
+
+
+class SimulationRequest(PriceRequest):
+    """A quote under other circumstances. What is left out is as stored."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"product_id": "P-100", "user_location": "NY", "cost": 9.10, "as_of": "2026-12-24T12:00:00Z"}]
+        },
+    )
+
+    as_of: AwareDatetime | None = Field(None, description="The instant to quote for; now, where it is left out.")
+    list_price: Money | None = None
+    cost: Money | None = None
+    competitor_price: Money | None = None
+    demand_index: float | None = Field(None, ge=0, le=10, description="1 is ordinary demand.")
+    stock: int | None = Field(None, ge=0, le=10**12)
+    policies: list[Policy] = Field(default_factory=list, max_length=20)
+    promotions: list[Promotion] = Field(default_factory=list, max_length=20)
+
+
+class VersionAnswer(BaseModel):
+    """One version of a price, in force from `computed_at` up to `until` (null: still)."""
+
+    version: int
+    computed_at: datetime
+    until: datetime | None
+    list_price: Amount
+    base_price: Amount
+    everyone_price: Amount = Field(description="The final price of one unit for everyone.")
+    member_price: Amount
+    cause: str = Field(description="What led to it: event:<id>, import:<name>, boundary, …")
+
+
+class LowestAnswer(BaseModel):
+    """The lowest final prices of one unit in the 30 days that ended when `before` began, in the location's
+    time zone: what EU Directive 98/6/EC, article 6a (Omnibus) asks for beside a reduction on that day."""
+
+    before: date
+    everyone_price: Amount
+    member_price: Amount
+
+
+class HistoryAnswer(BaseModel):
+    product_id: str
+    location: str
+    currency: str
+    versions: list[VersionAnswer] = Field(description="Newest first.")
+    next_before: int | None = Field(description="Give as `before_version` for the next page; null on the last.")
+    lowest_30_days: LowestAnswer | None = Field(description="Null where there was no price in those days.")
+
+
+class MarketEvent(Event):
+    """An event as it is published. Left out, `id` is made from the Idempotency-Key, or at random."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"type": "cost.changed", "subject": "P-100", "location": "NY", "data": {"amount": 9.10}},
+                {"type": "recalculate"},
+            ]
+        },
+    )
+
+    id: Id | None = None  # type: ignore[assignment]
+
+
+class PublishedAnswer(BaseModel):
+    """The event is in the stream; it survives the death of any one process."""
+
+    status: Literal["accepted"]
+    channel: str
+    event_id: str
+    trace_id: str
+
+
+class TaskAccepted(BaseModel):
+    task_id: str
+
+
+class PolicyPage(BaseModel):
+    items: list[Policy]
+    next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class PromotionPage(BaseModel):
+    items: list[Promotion]
+    next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, str] = Field(description="Per store: ok, or what is wrong.")

@@ -1,0 +1,1 @@
+"""From the stream to Celery: reclaim, read, group, dispatch; and the doorbell that says when."""

@@ -1,0 +1,71 @@
+"""The Pub/Sub channel: it wakes the loop, and what others publish straight to it goes into the stream first.
+
+It may lose messages and nothing breaks: the loop looks at the stream anyway, and only messages of others
+depend on somebody listening, as Pub/Sub does.
+"""
+
+import threading
+from datetime import UTC, datetime
+
+import redis
+import structlog
+
+from app.adapters.event_log import STREAM_ID_PREFIX, EventLog
+from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event, encode_event
+from app.errors import MalformedEvent, Unavailable
+from app.observability import metrics
+from app.observability.tracing import consumer_span, current_traceparent
+
+_logger = structlog.get_logger(__name__)
+
+SAME_MESSAGE_WINDOW_S = 5
+"""Equal messages within this time are one: every listener hears each, and not all at the same moment."""
+
+
+class Doorbell(threading.Thread):
+    def __init__(self, log: EventLog, ring: threading.Event, stopping: threading.Event) -> None:
+        super().__init__(name="doorbell", daemon=True)
+        self._log, self._ring, self._stopping = log, ring, stopping
+
+    def run(self) -> None:
+        """Listen until `stopping`; after a lost connection, again."""
+        while not self._stopping.is_set():
+            try:
+                self._listen()
+            except (Unavailable, redis.RedisError) as error:
+                _logger.warning("the doorbell is out of reach", error=str(error))
+                self._stopping.wait(1.0)
+
+    def _listen(self) -> None:
+        with self._log.doorbell() as subscription:
+            self._ring.set()  # something may have come while nobody listened
+            while not self._stopping.is_set():
+                message = subscription.get_message(timeout=0.5)
+                if message is None:
+                    continue
+                if not message["data"].startswith(STREAM_ID_PREFIX):
+                    take_over(self._log, message["data"])
+                self._ring.set()
+
+
+def take_over(log: EventLog, message: bytes) -> None:
+    """Put somebody's message into the stream, once however many listeners do so; a malformed one is set
+    aside with the reason. Raises `Unavailable`."""
+    event_id, first = log.hear(message, SAME_MESSAGE_WINDOW_S)
+    try:
+        event = _event_of(message, event_id)
+    except MalformedEvent as error:
+        if first:
+            log.refuse(message, str(error))
+        return
+    with consumer_span("take over market_events", [event.traceparent], {"messaging.system": "redis"}):
+        traced = event.model_copy(update={"traceparent": current_traceparent()})
+        _, new = log.publish(event.id, encode_event(traced))
+    if new:
+        metrics.events_published.labels(event.type.value, "channel").inc()
+
+
+def _event_of(message: bytes, event_id: str) -> Event:
+    if message.strip(b'" \r\n\t') == BARE_RECALCULATE.encode():
+        return Event(id=event_id, type=EventType.RECALCULATE, source="/channel", time=datetime.now(UTC))
+    return decode_event(message)

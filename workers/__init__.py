@@ -1,0 +1,1 @@
+"""Background work: thin Celery tasks that decode, call a service and return."""

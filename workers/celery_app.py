@@ -1,0 +1,45 @@
+"""What `celery -A workers.celery_app worker` runs."""
+
+from typing import Any
+
+import structlog
+from celery import signals
+
+from app.adapters.task_queue import make_celery
+from app.bootstrap import open_resources
+from app.errors import InvalidInput
+from app.observability.logging import configure_logging, log_settings
+from app.settings import Settings
+from workers import context, tasks
+
+settings = Settings()
+if settings.events_url is None:
+    raise InvalidInput("set PRICING_BROKER_URL or PRICING_CACHE_URL, or start everything with `pricing up`")
+
+app = make_celery(settings.events_url.get_secret_value())
+tasks.register(app)
+
+
+@signals.setup_logging.connect
+def _logging(**_: Any) -> None:
+    configure_logging(settings, "worker")
+
+
+@signals.worker_init.connect
+def _verify(**_: Any) -> None:
+    """In the parent, before it serves: the settings in the log, and every store answers."""
+    log_settings(settings, structlog.get_logger(__name__))
+    resources = open_resources(settings)
+    resources.verify()
+    resources.store.close()
+
+
+@signals.worker_process_init.connect
+def _start(**_: Any) -> None:
+    """In each child, after the fork: connections and exporters do not survive one."""
+    context.start(settings)
+
+
+@signals.worker_process_shutdown.connect
+def _stop(**_: Any) -> None:
+    context.stop()
