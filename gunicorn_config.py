@@ -1,8 +1,10 @@
 """How gunicorn serves the API: from the settings of `app.settings`, tracing and metrics per worker."""
 
+import logging
 import os
 import pathlib
 
+from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from app.observability.logging import configure_logging
@@ -25,9 +27,19 @@ class PricingWorker(UvicornWorker):
     }
 
 
+class JsonLogger(Logger):
+    """Gunicorn's own lines, and uvicorn's, which takes over these handlers, look like everybody else's."""
+
+    def setup(self, cfg):
+        super().setup(cfg)
+        configure_logging(settings, "api")
+        self.error_log.handlers[:] = logging.getLogger().handlers
+
+
 bind = f"{settings.host}:{settings.port}"
 workers = settings.workers
 worker_class = "gunicorn_config.PricingWorker"
+logger_class = JsonLogger
 worker_tmp_dir = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None  # noqa: S108 - memory, for heartbeats
 control_socket_disable = True
 graceful_timeout = 30
@@ -36,13 +48,8 @@ timeout = 30
 proc_name = "pricing-api"
 
 
-def on_starting(server):
-    configure_logging(settings, "api")
-
-
 def post_fork(server, worker):
     # After the fork: an exporter's thread does not survive one.
-    configure_logging(settings, "api")
     worker.tracer_provider = configure_tracing(settings, "pricing-api")
 
 

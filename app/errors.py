@@ -21,6 +21,8 @@ What each means to the three who read it:
     anything else  500, logged once     fail                       dead letter after N deliveries
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -31,7 +33,26 @@ class PricingError(Exception):
 
 
 class InvalidInput(PricingError):
+    """`path` is where in the input, such as promotions.0.value; empty where that is not known."""
+
     code = "invalid_input"
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """What `InvalidInput` is raised in here concerns this part of the input."""
+    try:
+        yield
+    except InvalidInput as error:
+        error.path = f"{path}.{error.path}" if error.path else path
+        raise
 
 
 class NotFound(InvalidInput):

@@ -11,10 +11,10 @@ import redis
 import structlog
 
 from app.adapters.event_log import STREAM_ID_PREFIX, EventLog
-from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event, encode_event
+from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
-from app.observability.tracing import consumer_span, current_traceparent
+from app.observability.tracing import consumer_span
 
 _logger = structlog.get_logger(__name__)
 
@@ -59,8 +59,7 @@ def take_over(log: EventLog, message: bytes) -> None:
             log.refuse(message, str(error))
         return
     with consumer_span("take over market_events", [event.traceparent], {"messaging.system": "redis"}):
-        traced = event.model_copy(update={"traceparent": current_traceparent()})
-        _, new = log.publish(event.id, encode_event(traced))
+        _, new = log.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "channel").inc()
 

@@ -90,6 +90,7 @@ class Loop:
                 self._resources.queue.apply_events(
                     scope, [(entry.stream_id, (entry.event or b"").decode()) for entry, _ in group]
                 )
+                _logger.info("dispatched", scope=scope, events=len(group), how=how)
         metrics.events_dispatched.labels(how).inc(len(entries))
 
     def _reclaim(self) -> None:
@@ -115,8 +116,9 @@ class Loop:
         """Events whose API process died, or lost Redis, between its commit and its publish."""
         with self._resources.store.transaction() as tx:
             unsent = tx.events.outbox(self._settings.read_count)
-            for event_id, event in unsent:
-                self._log.publish(event_id, event)
+            for event in [decode_event(event) for _, event in unsent]:
+                with consumer_span("take from outbox", [event.traceparent], {"messaging.system": "postgresql"}):
+                    self._log.publish(event)
             tx.events.drop_outbox([event_id for event_id, _ in unsent])
 
     def _restart_tasks(self) -> None:

@@ -28,6 +28,7 @@ def _logging(**_: Any) -> None:
 @signals.worker_init.connect
 def _verify(**_: Any) -> None:
     """In the parent, before it serves: the settings in the log, and every store answers."""
+    configure_logging(settings, "worker")  # Celery asks for it later than this
     log_settings(settings, structlog.get_logger(__name__))
     resources = open_resources(settings)
     resources.verify()

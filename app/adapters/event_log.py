@@ -6,14 +6,18 @@ attribute: subscribers can use it, and listeners see by it that the stream has t
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import redis
 import redis.asyncio
+from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down
+from app.domain.events import Event, encode_event
+from app.observability.tracing import current_traceparent, step
 
 STREAM_ID_PREFIX = b'{"streamid":'
 
@@ -78,12 +82,13 @@ class AsyncEventLog:
         self._client, self._names, self._remember_s = client, names, remember_s
         self._publish = client.register_script(_PUBLISH)
 
-    async def publish(self, event_id: str, event: bytes) -> tuple[str, bool]:
-        """Accept an event; its stream id, and whether it is new. Safe to repeat. Raises `Unavailable`."""
-        with unavailable_if_down():
+    async def publish(self, event: Event) -> tuple[str, bool]:
+        """Accept an event, as part of the current trace; its stream id, and whether it is new. Safe to repeat.
+        Raises `Unavailable`."""
+        with _publishing(event, self._names) as envelope, unavailable_if_down():
             stream_id, new = await self._publish(
-                keys=[self._names.stream, _seen_key(event_id)],
-                args=[event, self._remember_s, self._names.channel],
+                keys=[self._names.stream, _seen_key(event.id)],
+                args=[envelope, self._remember_s, self._names.channel],
             )
         return stream_id.decode(), bool(new)
 
@@ -107,12 +112,12 @@ class EventLog:
         self._publish = client.register_script(_PUBLISH)
         self._trim = client.register_script(_TRIM)
 
-    def publish(self, event_id: str, event: bytes) -> tuple[str, bool]:
+    def publish(self, event: Event) -> tuple[str, bool]:
         """As `AsyncEventLog.publish`."""
-        with unavailable_if_down():
+        with _publishing(event, self._names) as envelope, unavailable_if_down():
             stream_id, new = self._publish(
-                keys=[self._names.stream, _seen_key(event_id)],
-                args=[event, self._remember_s, self._names.channel],
+                keys=[self._names.stream, _seen_key(event.id)],
+                args=[envelope, self._remember_s, self._names.channel],
             )
         return stream_id.decode(), bool(new)
 
@@ -203,6 +208,19 @@ class EventLog:
     def ping(self) -> None:
         with unavailable_if_down():
             self._client.ping()
+
+
+@contextmanager
+def _publishing(event: Event, names: Names) -> Iterator[bytes]:
+    """The span of a publish, and the envelope that carries it on; outside any trace, the event's own."""
+    attributes: dict[str, str | int] = {
+        "messaging.system": "redis",
+        "messaging.destination.name": names.stream,
+        "messaging.operation.type": "send",
+        "messaging.message.id": event.id,
+    }
+    with step(f"publish {names.channel}", SpanKind.PRODUCER, attributes):
+        yield encode_event(event.model_copy(update={"traceparent": current_traceparent() or event.traceparent}))
 
 
 def _seen_key(event_id: str) -> str:

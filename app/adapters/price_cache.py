@@ -7,13 +7,16 @@ an older sheet never replaces a newer one, whoever is late.
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import redis
 import redis.asyncio
+from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.sheet import PriceSheet, decode_sheet, encode_sheet
+from app.observability.tracing import step
 from app.services.quoting import Found, Name, Unknown
 
 _STORE = """
@@ -32,7 +35,7 @@ _CHUNK = 500
 
 
 def _key(product_id: str, location: str) -> str:
-    return f"price:{location}:{product_id}"
+    return f"price:{location}/{product_id}"  # no id has a slash, so no two names share a key
 
 
 def _decode(value: bytes | None) -> Found | None:
@@ -66,6 +69,10 @@ def _arguments(entries: Iterable[tuple[Name, Found]], lifetimes: Lifetimes) -> I
             yield _key(product_id, location), value, int(ttl)
 
 
+def _put_step() -> AbstractContextManager[None]:
+    return step("redis put prices", SpanKind.CLIENT, {"db.system.name": "redis"})
+
+
 def _chunks(arguments: Iterator[tuple[str, bytes, int]]) -> Iterator[tuple[list[str], list[Any]]]:
     chunk = list(arguments)
     for start in range(0, len(chunk), _CHUNK):
@@ -91,7 +98,7 @@ class AsyncPriceCache:
 
     async def put(self, entries: Iterable[tuple[Name, Found]]) -> None:
         """Store each entry under its name, unless something newer is there."""
-        with unavailable_if_down():
+        with _put_step(), unavailable_if_down():
             for keys, arguments in _chunks(_arguments(entries, self._lifetimes)):
                 await self._store(keys=keys, args=arguments)
 
@@ -114,7 +121,7 @@ class PriceCache:
     def put(self, sheets: Iterable[PriceSheet]) -> None:
         """Store each, unless something newer is there."""
         entries = (((sheet.product_id, sheet.location), sheet) for sheet in sheets)
-        with unavailable_if_down():
+        with _put_step(), unavailable_if_down():
             for keys, arguments in _chunks(_arguments(entries, self._lifetimes)):
                 self._store(keys=keys, args=arguments)
 

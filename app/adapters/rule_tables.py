@@ -36,7 +36,7 @@ from app.domain.rules import (
     SegmentName,
 )
 from app.domain.sheet import Label, Labels
-from app.errors import AlreadyExists, InvalidInput, NotFound
+from app.errors import AlreadyExists, InvalidInput, NotFound, within
 
 _CURRENCY_NUMBERS = "LEFT JOIN (SELECT DISTINCT currency, currency_number FROM locations) c USING (currency)"
 
@@ -189,13 +189,13 @@ class RuleTables:
             select = sa.select(locations.c.location_key, locations.c.currency)
             location = self._connection.execute(select.where(locations.c.location == scope.location)).one_or_none()
             if location is None:
-                raise InvalidInput(f"location: there is no location {scope.location!r}")
+                raise InvalidInput(f"there is no location {scope.location!r}", "location")
         product_key = None
         if scope.product_id is not None:
             select_key = sa.select(products.c.product_key).where(products.c.product_id == scope.product_id)
             product_key = self._connection.execute(select_key).scalar_one_or_none()
             if product_key is None:
-                raise InvalidInput(f"product_id: there is no product {scope.product_id!r}")
+                raise InvalidInput(f"there is no product {scope.product_id!r}", "product_id")
         return {
             "product_key": product_key,
             "category_key": self._named_key(categories, scope.category),
@@ -213,7 +213,8 @@ class RuleTables:
         stored, tiers, names = rules.policies, rules.tiers, dict(labels.policies)
         ids = dict(self._connection.execute(sa.select(policies.c.policy_id, policies.c.policy_key)).tuples().all())
         for key, policy in enumerate(new, start=_UNSTORED):
-            row = policy_row(policy, self.scope_keys(policy))
+            with within(f"policies.{key - _UNSTORED}"):
+                row = policy_row(policy, self.scope_keys(policy))
             record = _record(row | {"policy_key": key, "revision": key}, POLICIES)
             same_scope = np.all([stored[field] == record[field] for field in _SCOPE_FIELDS], axis=0)
             stored = stored[~same_scope & (stored["policy_key"] != ids.get(policy.policy_id, ABSENT))]
@@ -228,7 +229,8 @@ class RuleTables:
         for key, promotion in enumerate(new, start=_UNSTORED):
             find = sa.select(promotions.c.promotion_key).where(promotions.c.promotion_id == promotion.promotion_id)
             replaced = self._connection.execute(find).scalar_one_or_none()
-            row = promotion_row(promotion, self.scope_keys(promotion))
+            with within(f"promotions.{key - _UNSTORED}"):
+                row = promotion_row(promotion, self.scope_keys(promotion))
             record = _record(row | {"promotion_key": key, "revision": key}, PROMOTIONS)
             stored = np.append(stored[stored["promotion_key"] != (replaced or ABSENT)], record)
             names[key] = Label(promotion.promotion_id, promotion.name)
@@ -294,8 +296,10 @@ def policy_row(policy: Policy, keys: dict[str, Any]) -> dict[str, Any]:
     than the currency."""
     decimals = _decimals(keys)
 
-    def minor(amount: Decimal | None) -> int | None:
-        return None if amount is None else to_minor(amount, decimals)
+    def minor(field: str) -> int | None:
+        amount: Decimal | None = getattr(policy, field)
+        with within(field):
+            return None if amount is None else to_minor(amount, decimals)
 
     def points(percent: Decimal | None) -> int | None:
         return None if percent is None else to_basis_points(percent)
@@ -304,14 +308,14 @@ def policy_row(policy: Policy, keys: dict[str, Any]) -> dict[str, Any]:
         "name": policy.name,
         "kind": PolicyKind[policy.kind.name].value,
         "rate_bp": points(policy.rate_percent),
-        "amount": minor(policy.undercut_amount),
+        "amount": minor("undercut_amount"),
         "threshold": policy.stock_threshold,
         "min_margin_bp": points(policy.min_margin_percent),
-        "floor": minor(policy.floor),
-        "ceiling": minor(policy.ceiling),
+        "floor": minor("floor"),
+        "ceiling": minor("ceiling"),
         "max_change_bp": points(policy.max_change_percent),
-        "rounding_increment": minor(policy.rounding_increment),
-        "rounding_ending": minor(policy.rounding_ending),
+        "rounding_increment": minor("rounding_increment"),
+        "rounding_ending": minor("rounding_ending"),
         "line_rounding": policy.rounding_scope is RoundingScope.LINE,
         "tiers": [[tier.min_quantity, to_basis_points(tier.percent)] for tier in policy.tiers],
     }
@@ -320,10 +324,12 @@ def policy_row(policy: Policy, keys: dict[str, Any]) -> dict[str, Any]:
 def promotion_row(promotion: Promotion, keys: dict[str, Any]) -> dict[str, Any]:
     """The promotion as a row of `promotions`, given its `scope_keys`. Raises `InvalidInput`."""
     percent = promotion.kind is PromotionKindName.PERCENT
+    with within("value"):
+        value = to_basis_points(promotion.value) if percent else to_minor(promotion.value, _decimals(keys))
     return keys | {
         "name": promotion.name,
         "kind": PromotionKind[promotion.kind.name].value,
-        "value": to_basis_points(promotion.value) if percent else to_minor(promotion.value, _decimals(keys)),
+        "value": value,
         "segment": Segment[promotion.segment.name].value,
         "stackable": promotion.stackable,
         "priority": promotion.priority,

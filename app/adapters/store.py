@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from opentelemetry.trace import SpanKind
 
 from app.adapters.catalog_tables import CatalogTables
 from app.adapters.database import unavailable_if_down
@@ -12,6 +13,7 @@ from app.adapters.price_tables import PriceTables
 from app.adapters.rule_tables import RuleTables
 from app.adapters.sheet_queries import SheetQueries
 from app.adapters.task_tables import TaskTables
+from app.observability.tracing import step
 
 
 class Transaction:
@@ -33,7 +35,8 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
-        with unavailable_if_down(), self._engine.begin() as connection:
+        traced = step("postgresql transaction", SpanKind.CLIENT, {"db.system.name": "postgresql"})
+        with traced, unavailable_if_down(), self._engine.begin() as connection:
             yield Transaction(connection)
 
     def ping(self) -> None:

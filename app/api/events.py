@@ -12,9 +12,9 @@ from app.api.deps import Deps
 from app.api.problems import documented
 from app.api.schemas import MarketEvent, PublishedAnswer, TaskAccepted
 from app.bootstrap import Resources
-from app.domain.events import Event, EventType, encode_event
+from app.domain.events import Event, EventType
 from app.observability import metrics
-from app.observability.tracing import current_trace_id, current_traceparent
+from app.observability.tracing import current_trace_id
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
@@ -66,12 +66,11 @@ async def recalculate(deps: Deps, idempotency_key: IdempotencyKey = None) -> Res
 async def _publish(given: MarketEvent, idempotency_key: str | None, deps: Resources) -> str:
     event_id = given.id or _id_from(idempotency_key)
     event = Event(
-        **given.model_dump(exclude={"id", "time", "traceparent"}),
+        **given.model_dump(exclude={"id", "time"}),
         id=event_id,
         time=given.time or datetime.now(UTC),
-        traceparent=current_traceparent() or given.traceparent,
     )
-    _, new = await deps.async_log.publish(event_id, encode_event(event))
+    _, new = await deps.async_log.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "api").inc()
     return event_id

@@ -49,7 +49,7 @@ async def get_policy(policy_id: Id, deps: Deps) -> Response:
 async def put_policy(policy_id: Id, policy: Policy, deps: Deps) -> Response:
     """The body's `policy_id` is the one in the path."""
     if policy.policy_id != policy_id:
-        raise InvalidInput(f"body.policy_id: is {policy.policy_id!r}, but the path says {policy_id!r}")
+        raise InvalidInput(f"is {policy.policy_id!r}, but the URL says {policy_id!r}", "policy_id")
     return answer(await save_policy(policy, new=False, changes=deps.rule_changes))
 
 

@@ -56,7 +56,8 @@ async def get_price(
     quote = await _quote(QuoteRequest(product_id, location, segment(is_prime_member), quantity), deps)
     etag = f'W/"{quote.version}-{int(quote.computed_at.timestamp() * 1000)}-{quote.segment}-{quantity}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    if if_none_match is not None and etag in [tag.strip() for tag in if_none_match.split(",")]:
+    known = [tag.strip() for tag in (if_none_match or "").split(",")]
+    if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return answer(quote, headers=headers)
 
@@ -81,7 +82,14 @@ async def get_history(
     product_id: Id,
     location: Annotated[Id, Query(description="A store or a region.")],
     deps: Deps,
-    before: Annotated[date | None, Query(description="Lowest price of the 30 days before this; today.")] = None,
+    before: Annotated[
+        date | None,
+        Query(
+            ge=date(1970, 1, 1),
+            le=date(9998, 12, 31),
+            description="Lowest price of the 30 days before this; today, where it is left out.",
+        ),
+    ] = None,
     before_version: Annotated[int | None, Query(ge=1, le=2**62, description="Only older versions.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Response:

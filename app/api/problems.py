@@ -15,6 +15,11 @@ from app.observability.tracing import current_trace_id
 
 MEDIA_TYPE = "application/problem+json"
 
+MAX_ERRORS = 100
+"""So many errors of one request are named."""
+
+MAX_TEXT = 500
+
 _logger = structlog.get_logger(__name__)
 
 
@@ -44,9 +49,16 @@ _STATUS: list[tuple[type[PricingError], int]] = [
     (Conflict, 409),
 ]
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 422: "invalid_input"}
+_CODES = {
+    400: "malformed_body",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    422: "invalid_input",
+}
 
 _DESCRIPTIONS = {
+    400: "The body cannot be read as JSON.",
     404: "There is no such thing.",
     409: "Somebody else was first, or it exists already.",
     413: "The body is larger than the service reads.",
@@ -58,7 +70,10 @@ _DESCRIPTIONS = {
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an endpoint that may answer with these problems, besides 413 and 422."""
     return {
-        status: {"description": _DESCRIPTIONS[status], "model": Problem, "content": {MEDIA_TYPE: {}}}
+        status: {
+            "description": _DESCRIPTIONS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
         for status in sorted({*statuses, 413, 422})
     }
 
@@ -66,7 +81,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def problem_of(error: PricingError) -> Problem:
     """The problem document of an error of ours."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-    return make_problem(status, error.code, str(error))
+    errors = []
+    if isinstance(error, InvalidInput) and error.path:
+        errors.append(FieldError(path=f"body.{error.path}", message=error.message))
+    return make_problem(status, error.code, str(error), errors)
 
 
 def make_problem(status: int, code: str, detail: str, errors: list[FieldError] | None = None) -> Problem:
@@ -82,6 +100,11 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
     return response
 
 
+def _plain(text: str) -> str:
+    """What came from the request, fit to be sent back: not endless, and no halves of UTF-16 pairs."""
+    return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
+
+
 def install(app: FastAPI) -> None:
     """Every error of the application leaves as a problem document."""
 
@@ -92,7 +115,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        errors = [FieldError(path=".".join(map(str, e["loc"])), message=e["msg"]) for e in error.errors()]
+        errors = [
+            FieldError(path=_plain(".".join(map(str, e["loc"]))), message=_plain(e["msg"]))
+            for e in error.errors()[:MAX_ERRORS]
+        ]
         detail = "; ".join(f"{e.path}: {e.message}" for e in errors)
         return problem_response(make_problem(422, "invalid_input", detail, errors))
 

@@ -51,7 +51,7 @@ async def get_promotion(promotion_id: Id, deps: Deps) -> Response:
 async def put_promotion(promotion_id: Id, promotion: Promotion, deps: Deps) -> Response:
     """The body's `promotion_id` is the one in the path."""
     if promotion.promotion_id != promotion_id:
-        raise InvalidInput(f"body.promotion_id: is {promotion.promotion_id!r}, but the path says {promotion_id!r}")
+        raise InvalidInput(f"is {promotion.promotion_id!r}, but the URL says {promotion_id!r}", "promotion_id")
     return answer(await save_promotion(promotion, new=False, changes=deps.rule_changes))
 
 

@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem
 from app.domain.columns import Segment
@@ -14,6 +14,12 @@ from app.services.quoting import QuoteRequest
 
 Amount = Annotated[float, Field(description="Money, with exactly the currency's decimals.")]
 Quantity = Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
+
+
+def _in_calendar(instant: datetime | None) -> datetime | None:
+    if instant is not None and not 1970 <= instant.year < 9999:
+        raise ValueError("an instant must lie between 1970 and 9998")
+    return instant
 
 
 class _Request(BaseModel):
@@ -147,7 +153,9 @@ class SimulationRequest(PriceRequest):
         },
     )
 
-    as_of: AwareDatetime | None = Field(None, description="The instant to quote for; now, where it is left out.")
+    as_of: Annotated[AwareDatetime | None, AfterValidator(_in_calendar)] = Field(
+        None, description="The instant to quote for; now, where it is left out."
+    )
     list_price: Money | None = None
     cost: Money | None = None
     competitor_price: Money | None = None

@@ -19,7 +19,7 @@ from app.domain.money import SCALE, to_minor
 from app.domain.rows import LIST_PRICE, RowScope
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import PriceSheet
-from app.errors import InvalidInput, NotFound
+from app.errors import InvalidInput, NotFound, within
 from app.services.ports import Clock, Locks, SheetCache, Store, TaskQueue, Transaction
 from app.services.repricing import reprice, union
 
@@ -164,10 +164,11 @@ def _signal_values(tx: Transaction, data: object, keys: Table) -> list[int]:
     known = tx.catalog.currencies()
     used = {known[key] for key in keys["location_key"].tolist()}
     if data.currency is not None and any(currency.code != data.currency for currency in used):
-        raise InvalidInput(f"data.currency: {data.currency} is not the location's currency")
+        raise InvalidInput(f"{data.currency} is not the location's currency", "data.currency")
     if len(used) > 1:
-        raise InvalidInput("data.currency: needed, because the locations have several currencies")
-    return [to_minor(data.amount, used.pop().decimals)] * len(keys)
+        raise InvalidInput("needed, because the locations have several currencies", "data.currency")
+    with within("data.amount"):
+        return [to_minor(data.amount, used.pop().decimals)] * len(keys)
 
 
 def _scopes(tx: Transaction, event: Event) -> list[RowScope]:

@@ -16,7 +16,7 @@ from app.services.ports import Clock, Store, Transaction
 
 
 class EventSender(Protocol):
-    async def publish(self, event_id: str, event: bytes) -> tuple[str, bool]: ...
+    async def publish(self, event: Event) -> tuple[str, bool]: ...
 
 
 Rule = TypeVar("Rule", Policy, Promotion)
@@ -90,17 +90,17 @@ class RuleChanges:
         event_id = str(uuid4())
         traceparent = self._traceparent()
 
-        def commit() -> tuple[Rule, bytes]:
+        def commit() -> tuple[Rule, Event]:
             with self._store.transaction() as tx:
                 rule, scopes = change(tx, self._position_at(self._clock()))
                 names = [{name: getattr(scope, name) for name in Scope.model_fields} for scope in scopes]
                 event = Event(id=event_id, type=type_, data={"scopes": names}, traceparent=traceparent)
                 tx.events.put_outbox(event_id, encode_event(event))
-                return rule, encode_event(event)
+                return rule, event
 
         rule, event = await asyncio.to_thread(commit)
         try:
-            await self._sender.publish(event_id, event)
+            await self._sender.publish(event)
             await asyncio.to_thread(self._sent, event_id)
         except Unavailable:
             pass  # it is in the outbox; a listener sends it

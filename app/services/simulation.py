@@ -11,7 +11,7 @@ from app.domain.quote import Quote, quote
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import rows_to_sheets
 from app.domain.sheets import compute_sheets
-from app.errors import NotFound
+from app.errors import NotFound, within
 from app.services.ports import Store
 from app.services.quoting import QuoteRequest, why_unknown
 
@@ -43,7 +43,8 @@ def simulate(
         )
         decimals = labels.locations[int(rows.inputs["location_key"][0])][1].decimals
         for field, amount in amounts.items():
-            rows.inputs[field] = to_minor(amount, decimals)
+            with within(field):
+                rows.inputs[field] = to_minor(amount, decimals)
         for field, value in others.items():
             rows.inputs[field] = value
         rules, labels = tx.rules.with_policies(rules, labels, policies)
