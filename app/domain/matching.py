@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.arithmetic import run_starts
 from app.domain.columns import ABSENT, Column, Table
 
 _SCOPES = ("product_key", "category_key", "department_key", None)
@@ -20,48 +21,51 @@ def most_specific(rows: Table, rules: Table) -> Column:
     """Index of the one rule that prices each row, `ABSENT` where none does: the level decides, and within
     one level (where the store allows no second rule) the first."""
     found = np.full(len(rows), ABSENT, np.int64)
-    for row_keys, rule_indices, rule_keys in _levels(rows, rules):
-        at = np.searchsorted(rule_keys, row_keys)
-        at[at == len(rule_keys)] = 0
-        hit = (found == ABSENT) & (rule_keys[at] == row_keys)
-        found[hit] = rule_indices[at[hit]]
+    for row, first, _, members in _levels(rows, rules):
+        open_ = found[row] == ABSENT
+        found[row[open_]] = members[first[open_]]
     return found
 
 
 def every_match(rows: Table, rules: Table) -> tuple[Column, Column]:
     """All (row index, rule index) pairs, in no particular order."""
     row_parts, rule_parts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for row_keys, rule_indices, rule_keys in _levels(rows, rules):
-        first = np.searchsorted(rule_keys, row_keys, "left")
-        count = np.searchsorted(rule_keys, row_keys, "right") - first
-        row = np.repeat(np.arange(len(rows)), count)
-        nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-        row_parts.append(row)
-        rule_parts.append(rule_indices[np.repeat(first, count) + nth])
+    for row, first, count, members in _levels(rows, rules):
+        nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        row_parts.append(np.repeat(row, count))
+        rule_parts.append(members[np.repeat(first, count) + nth])
     return np.concatenate(row_parts), np.concatenate(rule_parts)
 
 
-def _levels(rows: Table, rules: Table) -> Iterator[tuple[Column, Column, Column]]:
-    """Per level that has rules: the rows' keys, the level's rule indices, and those rules' keys, sorted."""
+def _levels(rows: Table, rules: Table) -> Iterator[tuple[Column, Column, Column, Column]]:
+    """Per level that has rules: the rows that meet any, ascending, and which of `members`, the level's rule
+    indices, each meets: so many (`count`) from `first` on."""
     if not len(rules):
         return
-    scope_of, place_of = _narrowest(rules, _SCOPES), _narrowest(rules, _PLACES)
-    for s, scope in enumerate(_SCOPES):
-        for p, place in enumerate(_PLACES):
-            members = np.flatnonzero((scope_of == s) & (place_of == p))
-            if len(members):
-                keys = _keys(rules[members], scope, place)
-                order = np.argsort(keys, kind="stable")
-                yield _keys(rows, scope, place), members[order], keys[order]
+    level_of = _narrowest(rules, _SCOPES) * len(_PLACES) + _narrowest(rules, _PLACES)
+    for level in np.flatnonzero(np.bincount(level_of)).tolist():
+        scope, place = _SCOPES[level // len(_PLACES)], _PLACES[level % len(_PLACES)]
+        members = np.flatnonzero(level_of == level)
+        keys = _keys(rules, scope, place)[members]
+        order = np.argsort(keys, kind="stable")
+        members, keys = members[order], keys[order]
+        starts = run_starts(keys)
+        wanted = _keys(rows, scope, place)
+        at = np.minimum(np.searchsorted(keys[starts], wanted), len(starts) - 1)
+        row = np.flatnonzero(keys[starts][at] == wanted)
+        at = at[row]
+        yield row, starts[at], np.diff(starts, append=len(keys))[at], members
 
 
 def _narrowest(rules: Table, fields: tuple[str | None, ...]) -> NDArray[np.int64]:
     """Index of the first field that each rule sets; the last, None, is always set."""
-    return np.argmax([rules[f] != ABSENT if f else np.ones(len(rules), bool) for f in fields], axis=0)
+    index = np.full(len(rules), len(fields) - 1, np.int64)
+    for nth, field in reversed(list(enumerate(fields[:-1]))):
+        index[rules[field] != ABSENT] = nth
+    return index
 
 
 def _keys(table: Table, scope: str | None, place: str | None) -> Column:
-    """One integer per record; rows without a category or department get a key that no rule has."""
-    scope_keys = table[scope] if scope else np.zeros(len(table), np.int64)
-    place_keys = table[place] if place else np.zeros(len(table), np.int64)
-    return np.asarray((scope_keys << _PLACE_BITS) + place_keys)
+    """One integer per record; rows without a category or department get a negative one, which no rule has."""
+    scope_keys = table[scope] << _PLACE_BITS if scope else np.zeros(len(table), np.int64)
+    return np.asarray(scope_keys + table[place] if place else scope_keys)

@@ -4,7 +4,7 @@ Inside the formula an amount is *scaled*: minor units times `SCALE`. A price tha
 always a multiple of `SCALE` there; one that rounds per line keeps the fraction until the line is totalled.
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
 from functools import cache
 from typing import NamedTuple
 
@@ -16,7 +16,11 @@ SCALE = 10_000
 """Scaled units in one minor unit, and basis points in one."""
 
 MAX_AMOUNT = 10**10
-"""Largest amount accepted, in minor units. Times `SCALE`, a rate of 600 % and `SCALE` again it fits 63 bits."""
+"""Largest amount accepted, in minor units."""
+
+MAX_PRICE = 5 * MAX_AMOUNT
+"""Largest price that the formula makes, in minor units. No rate is above 500 %, and where a margin would ask for
+more, it gets this. Times `SCALE` (to be scaled) and `SCALE` again (a rate of 100 %) it still fits 63 bits."""
 
 
 class Currency(NamedTuple):
@@ -39,12 +43,14 @@ def currency(code: str) -> Currency:
 
 def to_minor(amount: Decimal, decimals: int) -> int:
     """An amount such as 12.90 in minor units (1290). Raises `InvalidInput` where it does not fit exactly."""
-    minor = amount.scaleb(decimals)
-    if not minor.is_finite() or minor != minor.to_integral_value():
+    if not (amount.is_finite() and 0 <= amount <= MAX_AMOUNT):
+        raise InvalidInput(f"{amount} is not between 0 and {to_decimal(MAX_AMOUNT, decimals)}")
+    minor = _shifted(amount, decimals)
+    if minor is None:
         raise InvalidInput(f"{amount} has more than the currency's {decimals} decimals")
-    if not 0 <= minor <= MAX_AMOUNT:
-        raise InvalidInput(f"{amount} is not between 0 and {Decimal(MAX_AMOUNT).scaleb(-decimals)}")
-    return int(minor)
+    if minor > MAX_AMOUNT:
+        raise InvalidInput(f"{amount} is not between 0 and {to_decimal(MAX_AMOUNT, decimals)}")
+    return minor
 
 
 def to_decimal(minor: int, decimals: int) -> Decimal:
@@ -59,11 +65,22 @@ def unscale(scaled: int) -> int:
 
 def to_basis_points(percent: Decimal) -> int:
     """12.5 (percent) as 1250. Raises `InvalidInput` past two decimals."""
-    points = percent.scaleb(2)
-    if points != points.to_integral_value():
-        raise InvalidInput(f"{percent} % has more than two decimals")
-    return int(points)
+    points = _shifted(percent, 2)
+    if points is None:
+        raise InvalidInput(f"{percent} % is not a number with at most two decimals")
+    return points
 
 
 def to_percent(basis_points: int) -> Decimal:
     return Decimal(basis_points).scaleb(-2)
+
+
+_EXACT = Context(traps=[Inexact, InvalidOperation, Overflow])
+
+
+def _shifted(number: Decimal, places: int) -> int | None:
+    """`number` × 10^`places`, or None where that is not a whole number of ordinary size."""
+    try:
+        return int(_EXACT.to_integral_exact(_EXACT.scaleb(number, places)))
+    except (DecimalException, OverflowError, ValueError):
+        return None

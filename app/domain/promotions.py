@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.arithmetic import times_bp
+from app.domain.arithmetic import Grain, pick, run_ranks, run_starts, times_bp
 from app.domain.columns import NEVER, Column, PromotionKind, Segment, Table
 from app.domain.money import SCALE
 
@@ -41,83 +41,106 @@ class Promoted:
     valid_until: Column
 
 
-def promote(base: Column, grain: Column, row: Column, rule: Column, promotions: Table, as_of: int) -> Promoted:
+def promote(base: Column, grain: Grain, row: Column, rule: Column, promotions: Table, as_of: int) -> Promoted:
     """Apply the candidate pairs (`row`, `rule`) to the scaled prices `base` at the instant `as_of` (ms)."""
-    known = promotions[rule]
-    near = known["ends_at"] > as_of - NEAR_MS
-    row, rule, known = row[near], rule[near], known[near]
-    order = np.lexsort((known["promotion_key"], known["priority"], known["stackable"] == 0, row))
-    row, rule, known = row[order], rule[order], known[order]
-
-    prices = np.empty((2, len(base)), np.int64)
-    outcome = np.empty((2, len(row)), np.int64)
-    change = np.zeros((2, len(row)), np.int64)
-    timing = np.where(known["starts_at"] > as_of, NOT_STARTED, np.where(known["ends_at"] <= as_of, ENDED, APPLIED))
-    for segment in Segment:
-        member_only = (known["segment"] == Segment.MEMBER) & (segment == Segment.EVERYONE)
-        first = np.where(member_only, OTHER_SEGMENT, timing)
-        prices[segment], outcome[segment], change[segment] = _best(base, grain, row, known, first)
-    return Promoted(prices, row, rule, outcome, change, _next_boundary(len(base), row, known, as_of))
-
-
-def _best(base: Column, grain: Column, row: Column, known: Table, outcome: Column) -> tuple[Column, Column, Column]:
-    """The stack's price, or the best exclusive one's where that is lower. A tie goes to the stack."""
-    outcome, change = outcome.copy(), np.zeros(len(row), np.int64)
-    eligible = outcome == APPLIED
-    stackable = known["stackable"] == 1
-
-    stacked = base.copy()
-    pending = np.flatnonzero(eligible & stackable)
-    for nth in _rank_rounds(row[pending]):
-        pairs = pending[nth]
-        rows = row[pairs]
-        after = _discounted(stacked[rows], grain[rows], known[pairs])
-        change[pairs] = after - stacked[rows]
-        stacked[rows] = after
-
-    exclusive = np.flatnonzero(eligible & ~stackable)
-    rows = row[exclusive]
-    alone = _discounted(base[rows], grain[rows], known[exclusive])
-    by_price = np.lexsort((np.arange(len(rows)), alone, rows))
-    winner = by_price[np.diff(rows[by_price], prepend=-1) != 0]
-    winner = winner[alone[winner] < stacked[rows[winner]]]
-
-    outcome[exclusive] = STACK_WAS_BETTER
-    won = np.zeros(len(base), bool)
-    won[rows[winner]] = True
-    lost = eligible & won[row]
-    outcome[lost] = EXCLUSIVE_WAS_BETTER
-    change[lost] = 0
-    outcome[exclusive[winner]] = APPLIED
-    change[exclusive[winner]] = alone[winner] - base[rows[winner]]
-    prices = stacked
-    prices[rows[winner]] = alone[winner]
-    outcome[(outcome == APPLIED) & (change == 0)] = NO_EFFECT
-    return prices, outcome, change
+    near = promotions["ends_at"][rule] > as_of - NEAR_MS
+    row, rule = _in_order(row[near], rule[near], promotions)
+    starts_at, ends_at = promotions["starts_at"][rule], promotions["ends_at"][rule]
+    timing = np.where(starts_at > as_of, NOT_STARTED, np.where(ends_at <= as_of, ENDED, APPLIED))
+    for_members = promotions["segment"][rule] == Segment.MEMBER
+    candidates = _Candidates(
+        row,
+        pick(grain, row),
+        promotions["stackable"][rule] == 1,
+        promotions["kind"][rule],
+        promotions["value"][rule],
+    )
+    member = candidates.best(base, timing)
+    everyone = candidates.best(base, np.where(for_members, OTHER_SEGMENT, timing)) if for_members.any() else member
+    prices, outcome, change = (np.stack(both) for both in zip(everyone, member, strict=True))
+    return Promoted(prices, row, rule, outcome, change, _next_boundary(len(base), row, starts_at, ends_at, as_of))
 
 
-def _rank_rounds(row: Column) -> list[NDArray[np.intp]]:
-    """Split pairs that are sorted by row into rounds that hold each row at most once: firsts, seconds, …"""
-    starts = np.flatnonzero(np.diff(row, prepend=-1) != 0)
-    lengths = np.diff(np.append(starts, len(row)))
-    rank = np.arange(len(row)) - np.repeat(starts, lengths)
-    return [np.flatnonzero(rank == nth) for nth in range(int(lengths.max(initial=0)))]
+def _in_order(row: Column, rule: Column, promotions: Table) -> tuple[Column, Column]:
+    """The pairs by row, then stackable ones before exclusive ones, then by priority, then by key."""
+    if not len(row):
+        return row, rule
+    ordered = np.lexsort((promotions["promotion_key"], promotions["priority"], promotions["stackable"] == 0))
+    rank = np.empty_like(ordered)
+    rank[ordered] = np.arange(len(ordered))
+    row, rank = np.divmod(np.sort(row * len(ordered) + rank[rule]), len(ordered))
+    return row, ordered[rank]
 
 
-def _discounted(price: Column, grain: Column, promotion: Table) -> Column:
-    """Each price after its promotion: never higher than before, never below zero, and never overtaking a
-    lower price that went through the same promotion. That is why a member never pays more than everyone."""
-    kind, value = promotion["kind"], promotion["value"]
-    percent = kind == PromotionKind.PERCENT
-    cut = times_bp(price, SCALE - np.where(percent, value, 0), grain)
-    less = np.maximum(price - value * SCALE, 0)
-    fixed = np.minimum(price, value * SCALE)
-    return np.where(percent, cut, np.where(kind == PromotionKind.AMOUNT, less, fixed))
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The candidate pairs in order, as columns."""
+
+    row: Column
+    grain: Grain
+    stackable: NDArray[np.bool_]
+    kind: Column
+    value: Column
+
+    def best(self, base: Column, outcome: Column) -> tuple[Column, Column, Column]:
+        """The stack's price, or the best exclusive one's where that is lower (a tie goes to the stack), with
+        every pair's outcome and change. The given `outcome` is `APPLIED` where a pair is eligible."""
+        row, change = self.row, np.zeros(len(self.row), np.int64)
+        eligible = outcome == APPLIED
+        if not eligible.any():
+            return base, outcome, change
+        outcome, prices = outcome.copy(), base.copy()
+        pending = np.flatnonzero(eligible & self.stackable)
+        rank = run_ranks(row[pending])
+        for nth in range(int(rank.max(initial=-1)) + 1):
+            pairs = pending[rank == nth]
+            before = prices[row[pairs]]
+            prices[row[pairs]] = after = self._discounted(before, pairs)
+            change[pairs] = after - before
+
+        exclusive = np.flatnonzero(eligible & ~self.stackable)
+        if len(exclusive):
+            rows = row[exclusive]
+            alone = self._discounted(base[rows], exclusive)
+            outcome[exclusive] = np.where(alone < base[rows], STACK_WAS_BETTER, NO_EFFECT)
+            wins = _first_lowest(rows, alone)
+            wins = wins[alone[wins] < prices[rows[wins]]]
+            prices[rows[wins]] = alone[wins]
+            beaten = np.zeros(len(base), bool)
+            beaten[rows[wins]] = True
+            beaten_pairs = eligible & beaten[row]
+            outcome[beaten_pairs], change[beaten_pairs] = EXCLUSIVE_WAS_BETTER, 0
+            outcome[exclusive[wins]], change[exclusive[wins]] = APPLIED, (alone - base[rows])[wins]
+        outcome[(outcome == APPLIED) & (change == 0)] = NO_EFFECT
+        return prices, outcome, change
+
+    def _discounted(self, price: Column, pairs: NDArray[np.intp]) -> Column:
+        """Each price after its promotion: never higher than before, never below zero, and never overtaking a
+        lower price that went through the same promotion. That is why a member never pays more than everyone."""
+        kind, value = self.kind[pairs], self.value[pairs]
+        amount, after = value * SCALE, price
+        if (these := kind == PromotionKind.PERCENT).any():
+            rate = SCALE - np.where(these, value, 0)
+            after = np.where(these, times_bp(price, rate, pick(self.grain, pairs)), after)
+        if (these := kind == PromotionKind.AMOUNT).any():
+            after = np.where(these, np.maximum(price - amount, 0), after)
+        if (these := kind == PromotionKind.FIXED).any():
+            after = np.where(these, np.minimum(price, amount), after)
+        return after
 
 
-def _next_boundary(n: int, row: Column, known: Table, as_of: int) -> Column:
+def _first_lowest(row: Column, price: Column) -> NDArray[np.intp]:
+    """Per row (sorted) the index of its lowest price, the first of equal ones."""
+    starts = run_starts(row)
+    lowest = np.minimum.reduceat(price, starts)
+    equal = np.flatnonzero(price == np.repeat(lowest, np.diff(starts, append=len(row))))
+    return equal[run_starts(row[equal])]
+
+
+def _next_boundary(n: int, row: Column, starts_at: Column, ends_at: Column, as_of: int) -> Column:
     boundary = np.full(n, NEVER, np.int64)
-    for instant in (known["starts_at"], known["ends_at"]):
-        ahead = instant > as_of
-        np.minimum.at(boundary, row[ahead], instant[ahead])
+    if len(row):
+        ahead = np.where(starts_at > as_of, starts_at, np.where(ends_at > as_of, ends_at, NEVER))
+        starts = run_starts(row)
+        boundary[row[starts]] = np.minimum.reduceat(ahead, starts)
     return boundary

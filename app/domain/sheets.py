@@ -4,17 +4,27 @@
     → promotions, per segment → quantity tiers → floor again = final price
 
 A worker calls it with a hundred thousand rows, a cache miss with one. The floor wins over everything: over
-the ceiling, over rounding, over promotions and tiers.
+the ceiling, over rounding, over promotions and tiers; rounding stays within every guardrail or does not happen.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from app.domain.arithmetic import mix, round_to, times_bp
+from app.domain.arithmetic import (
+    Grain,
+    hash_rows,
+    pick,
+    round_to,
+    run_ranks,
+    times_bp,
+    times_bp_down,
+    times_bp_up,
+)
 from app.domain.columns import ABSENT, POLICIES, PRICE_INPUTS, Column, PolicyKind, Rules, Table
 from app.domain.matching import every_match, most_specific
-from app.domain.money import SCALE
+from app.domain.money import MAX_PRICE, SCALE
 from app.domain.promotions import Promoted, promote
 
 STEPS = ("list_price", "policy", "max_change", "ceiling", "min_margin", "floor", "rounding")
@@ -28,7 +38,17 @@ POLICY_REASONS = (
     "no_stock",
     "stock_below_threshold",
 )
-"""Why a policy left the list price alone; the index is `Sheets.policy_reason`."""
+"""Why a policy left the list price alone; the index is `Sheets.policy_reason`. Where a signal is missing it is
+the policy's kind."""
+
+_STOCK_BELOW_THRESHOLD = POLICY_REASONS.index("stock_below_threshold")
+
+_SIGNALS = {
+    PolicyKind.MARKET: "demand_bp",
+    PolicyKind.COMPETITOR: "competitor_price",
+    PolicyKind.COST_PLUS: "cost",
+    PolicyKind.MARKDOWN: "stock",
+}
 
 MAX_FACTOR_BP = 50_000
 """The demand index moves a price to five times the list price at most."""
@@ -65,16 +85,18 @@ def compute_sheets(inputs: Table, rules: Rules, as_of: int) -> Sheets:
     """
     assert inputs.dtype == PRICE_INPUTS
     policy = most_specific(inputs, rules.policies)
-    chosen = _with_default(rules.policies)[policy]
+    chosen = _Chosen(rules.policies, policy)
     line_rounding = chosen["line_rounding"]
-    grain = np.where(line_rounding == 1, 1, SCALE)
+    grain: Grain = np.where(line_rounding == 1, 1, SCALE) if line_rounding.any() else SCALE
 
     after_policy, reason = _policy_price(inputs, chosen, grain)
     steps, floor = _guard_and_round(inputs, chosen, after_policy, grain)
     row, rule = every_match(inputs, rules.promotions)
     promoted = promote(steps[-1], grain, row, rule, rules.promotions, as_of)
     tier_quantity, tier_off_bp = _tiers(rules, policy)
-    before_floor = times_bp(promoted.prices[:, :, None], SCALE - tier_off_bp, grain[:, None])
+    before_floor = promoted.prices[:, :, None]
+    if tier_off_bp.shape[1] > 1:
+        before_floor = times_bp(before_floor, SCALE - tier_off_bp, pick(grain, np.s_[:, None]))
     return Sheets(
         inputs=inputs,
         policy=policy,
@@ -93,104 +115,134 @@ def compute_sheets(inputs: Table, rules: Rules, as_of: int) -> Sheets:
 def digests(sheets: Sheets, rules: Rules) -> Column:
     """A 64-bit hash per row of all that the sheet says, its rules' revisions included: equal digests mean
     that storing the sheet again would change nothing (two sheets in 2^64 aside)."""
-    state = np.zeros(len(sheets), np.uint64)
+    state = hash_rows(_said_of_rows(sheets, _Chosen(rules.policies, sheets.policy)))
+    for nth in range(1, sheets.tier_quantity.shape[1]):
+        quantity = sheets.tier_quantity[:, nth]
+        said = (state.view(np.int64), quantity, *sheets.before_floor[:, :, nth], *sheets.final[:, :, nth])
+        state = np.where(quantity > 0, hash_rows(said), state)
     promoted = sheets.promoted
-    chosen = _with_default(rules.policies)[sheets.policy]
-    for column in (
-        chosen["policy_key"], chosen["revision"], sheets.policy_reason, sheets.line_rounding, sheets.floor,
-        *sheets.steps, promoted.valid_until,
-    ):  # fmt: skip
-        state = mix(state, column)
-    for nth in range(sheets.tier_quantity.shape[1]):
-        there = sheets.tier_quantity[:, nth] > 0
-        for column in (sheets.tier_quantity[:, nth], *sheets.final[:, :, nth]):
-            state = np.where(there, mix(state, column), state)
-    pairs = np.zeros(len(promoted.row), np.uint64)
-    for field in ("promotion_key", "revision"):
-        pairs = mix(pairs, rules.promotions[field][promoted.rule])
-    for column in (*promoted.outcome, *promoted.change):
-        pairs = mix(pairs, column)
+    named = (rules.promotions[field][promoted.rule] for field in ("promotion_key", "revision"))
     # Wrapping addition: a sheet's candidates are ordered by their rules, so the set says it all.
-    np.add.at(state, promoted.row, pairs)
-    return state.astype(np.int64)
+    np.add.at(state, promoted.row, hash_rows((*named, *promoted.outcome, *promoted.change)))
+    return state.view(np.int64)
 
 
-def _with_default(policies: Table) -> Table:
-    """The policies and, last, the one for rows that none prices: the list price, unguarded. An index of
-    `ABSENT`, which is -1, thereby selects it."""
-    default = np.zeros(1, POLICIES)
-    for guardrail in ("min_margin_bp", "floor", "ceiling", "max_change_bp"):
-        default[guardrail] = ABSENT
-    return np.concatenate([policies, default])
+def _said_of_rows(sheets: Sheets, chosen: "_Chosen") -> Iterator[Column]:
+    yield from (chosen["policy_key"], chosen["revision"], sheets.policy_reason, sheets.line_rounding, sheets.floor)
+    yield from sheets.steps
+    yield from (*sheets.before_floor[:, :, 0], *sheets.final[:, :, 0], sheets.promoted.valid_until)
 
 
-def _policy_price(inputs: Table, chosen: Table, grain: Column) -> tuple[Column, Column]:
+class _Chosen:
+    """The policy of each row, by column. A row that none prices has the list price, unguarded."""
+
+    def __init__(self, policies: Table, index: Column) -> None:
+        default = np.zeros(1, POLICIES)
+        for guardrail in ("min_margin_bp", "floor", "ceiling", "max_change_bp"):
+            default[guardrail] = ABSENT
+        # Last, so that an index of `ABSENT`, which is -1, selects it.
+        self._policies, self._index = np.concatenate([policies, default]), index
+
+    def __getitem__(self, field: str) -> Column:
+        return np.asarray(self._policies[field][self._index])
+
+
+def _policy_price(inputs: Table, chosen: _Chosen, grain: Grain) -> tuple[Column, Column]:
     """The price after the policy, and why (index into `POLICY_REASONS`) where the policy did not apply."""
     kind, rate = chosen["kind"], chosen["rate_bp"]
-    price = inputs["list_price"] * SCALE
+    listed = price = inputs["list_price"] * SCALE
     reason = np.zeros(len(inputs), np.int64)
-    factor = np.clip(SCALE + (inputs["demand_bp"] - SCALE) * rate // SCALE, 0, MAX_FACTOR_BP)
-    undercut = times_bp(inputs["competitor_price"] * SCALE, SCALE - rate, grain) - chosen["amount"] * SCALE
-    plenty = inputs["stock"] >= chosen["threshold"]
-    for this, input_name, result in (
-        (PolicyKind.MARKET, "demand_bp", times_bp(price, factor, grain)),
-        (PolicyKind.COMPETITOR, "competitor_price", np.maximum(undercut, 0)),
-        (PolicyKind.COST_PLUS, "cost", times_bp(inputs["cost"] * SCALE, SCALE + rate, grain)),
-        (PolicyKind.MARKDOWN, "stock", np.where(plenty, times_bp(price, SCALE - rate, grain), price)),
-    ):
-        known = inputs[input_name] != ABSENT
-        price = np.where((kind == this) & known, result, price)
-        missing = POLICY_REASONS.index("no_" + {"demand_bp": "demand_index"}.get(input_name, input_name))
-        reason[(kind == this) & ~known] = missing
-    unmoved = (kind == PolicyKind.MARKDOWN) & (inputs["stock"] != ABSENT) & ~plenty
-    reason[unmoved] = POLICY_REASONS.index("stock_below_threshold")
+    for this, signal in _SIGNALS.items():
+        mine = kind == this
+        if not mine.any():
+            continue
+        given = inputs[signal]
+        known = mine & (given != ABSENT)
+        reason[mine & ~known] = this
+        match this:
+            case PolicyKind.MARKET:
+                # The index's distance from 1, weighted, in whole basis points, half up.
+                moved = ((given - SCALE) * rate + SCALE // 2) // SCALE
+                result = times_bp(listed, np.clip(SCALE + moved, 0, MAX_FACTOR_BP), grain)
+            case PolicyKind.COMPETITOR:
+                undercut = times_bp(given * SCALE, SCALE - rate, grain) - chosen["amount"] * SCALE
+                result = np.maximum(undercut, 0)
+            case PolicyKind.COST_PLUS:
+                result = times_bp(given * SCALE, SCALE + rate, grain)
+            case _:
+                plenty = given >= chosen["threshold"]
+                reason[known & ~plenty] = _STOCK_BELOW_THRESHOLD
+                result = np.where(plenty, times_bp(listed, SCALE - rate, grain), listed)
+        price = np.where(known, result, price)
     return price, reason
 
 
-def _guard_and_round(inputs: Table, chosen: Table, after_policy: Column, grain: Column) -> tuple[Column, Column]:
+def _guard_and_round(inputs: Table, chosen: _Chosen, after_policy: Column, grain: Grain) -> tuple[Column, Column]:
     """All `STEPS`, shape (7, n), and the floor that holds to the end, shape (n,); scaled."""
     listed = inputs["list_price"] * SCALE
-    change, ceiling = chosen["max_change_bp"], chosen["ceiling"] * SCALE
-    most = times_bp(listed, SCALE + np.maximum(change, 0), grain)
-    least = times_bp(listed, np.maximum(SCALE - np.maximum(change, 0), 0), grain)
-    bounded = np.where(change != ABSENT, np.clip(after_policy, least, most), after_policy)
-    capped = np.where(chosen["ceiling"] != ABSENT, np.minimum(bounded, ceiling), bounded)
-
-    # Margin is of the price, not of the cost: price ≥ cost / (1 - margin), up to the next minor unit.
-    margin, cost = chosen["min_margin_bp"], inputs["cost"]
-    with_margin = -(-cost * SCALE // (SCALE - np.maximum(margin, 0))) * SCALE
-    margin_price = np.where((margin != ABSENT) & (cost != ABSENT), with_margin, 0)
+    least, most = _change_bounds(listed, chosen["max_change_bp"], grain)
+    bounded = np.minimum(np.maximum(after_policy, least), most)
+    ceiling = chosen["ceiling"]
+    ceiling = np.where(ceiling != ABSENT, ceiling, MAX_PRICE) * SCALE
+    capped = np.minimum(bounded, ceiling)
+    margin_price = _margin_price(inputs["cost"], chosen["min_margin_bp"])
     margined = np.maximum(capped, margin_price)
     floor_price = np.maximum(chosen["floor"], 0) * SCALE
     floored = np.maximum(margined, floor_price)
     floor = np.maximum(margin_price, floor_price)
-    rounded = _to_ending(floored, chosen, floor)
+    rounded = _to_ending(floored, chosen, np.maximum(floor, least), np.minimum(ceiling, most))
     return np.stack([listed, after_policy, bounded, capped, margined, floored, rounded]), floor
 
 
-def _to_ending(price: Column, chosen: Table, floor: Column) -> Column:
-    """To the nearest price with the policy's ending (such as .99 of every 1.00) between floor and ceiling;
-    unchanged where the policy rounds to nothing or no such price is there."""
-    step, ending = np.maximum(chosen["rounding_increment"], 1) * SCALE, chosen["rounding_ending"] * SCALE
-    highest = np.where(chosen["ceiling"] != ABSENT, np.maximum(chosen["ceiling"] * SCALE, floor), 2**62)
-    nearest = round_to(np.maximum(price - ending, 0), step) + ending
-    raised = np.where(nearest < floor, ending - (ending - floor) // step * step, nearest)
-    lowered = np.where(raised > highest, (highest - ending) // step * step + ending, raised)
-    fits = (chosen["rounding_increment"] > 0) & (lowered >= floor) & (lowered > 0) & (lowered <= highest)
-    return np.where(fits, lowered, price)
+def _change_bounds(listed: Column, change_bp: Column, grain: Grain) -> tuple[Column | int, Column | int]:
+    """The lowest and the highest price that are no further than `change_bp` from the list price."""
+    limited = change_bp != ABSENT
+    if not limited.any():
+        return 0, MAX_PRICE * SCALE
+    least = times_bp_up(listed, np.maximum(SCALE - change_bp, 0), grain)
+    most = times_bp_down(listed, SCALE + change_bp, grain)
+    return np.where(limited, least, 0), np.where(limited, most, MAX_PRICE * SCALE)
+
+
+def _margin_price(cost: Column, margin_bp: Column) -> Column:
+    """The lowest price with that margin, which is of the price, not of the cost: cost / (1 - margin), up to the
+    next minor unit, and `MAX_PRICE` at most. Zero where there is no margin to keep or the cost is not known."""
+    price = np.zeros(len(cost), np.int64)
+    rows = np.flatnonzero((margin_bp != ABSENT) & (cost != ABSENT))
+    price[rows] = np.minimum(-(-cost[rows] * SCALE // (SCALE - margin_bp[rows])), MAX_PRICE) * SCALE
+    return price
+
+
+def _to_ending(price: Column, chosen: _Chosen, lowest: Column, highest: Column) -> Column:
+    """To the nearest price with the policy's ending (such as .99 of every 1.00), half up, or the nearest one that
+    is neither below `lowest` nor above `highest`; unchanged where there is none, or only zero."""
+    increment = chosen["rounding_increment"]
+    rows = np.flatnonzero(increment)
+    if not len(rows):
+        return price
+    step, ending, before = increment[rows] * SCALE, chosen["rounding_ending"][rows] * SCALE, price[rows]
+    lowest, highest = lowest[rows], highest[rows]
+    near = round_to(np.maximum(before - ending, 0), step) + ending
+    if (low := np.flatnonzero(near < lowest)).size:
+        near[low] = ending[low] - (ending - lowest)[low] // step[low] * step[low]
+    if (high := np.flatnonzero(near > highest)).size:
+        near[high] = ending[high] + (highest - ending)[high] // step[high] * step[high]
+    rounded = price.copy()
+    rounded[rows] = np.where((near >= lowest) & (near > 0) & (near <= highest), near, before)
+    return rounded
 
 
 def _tiers(rules: Rules, policy: Column) -> tuple[Column, Column]:
     """Minimum quantities and discounts (bp) of each row's tiers, shape (n, t); the first is quantity 1."""
-    keys, firsts, counts = np.unique(rules.tiers["policy_key"], return_index=True, return_counts=True)
-    width = 1 + int(counts.max(initial=0))
-    quantity = np.zeros((len(rules.policies) + 1, width), np.int64)
+    used = np.unique(policy[policy != ABSENT])
+    keys = rules.policies["policy_key"][used]
+    tiers = rules.tiers[np.isin(rules.tiers["policy_key"], keys)]
+    nth = 1 + run_ranks(tiers["policy_key"])
+    quantity = np.zeros((len(rules.policies) + 1, 1 + int(nth.max(initial=0))), np.int64)
     off_bp = np.zeros_like(quantity)
     quantity[:, 0] = 1
-    owner = {int(key): index for index, key in enumerate(rules.policies["policy_key"])}
-    for key, first, count in zip(keys.tolist(), firsts.tolist(), counts.tolist(), strict=True):
-        if (index := owner.get(key)) is not None:
-            own = rules.tiers[first : first + count]
-            quantity[index, 1 : 1 + count] = own["min_quantity"]
-            off_bp[index, 1 : 1 + count] = own["off_bp"]
+    if len(tiers):
+        by_key = used[np.argsort(keys)]
+        owner = by_key[np.searchsorted(rules.policies["policy_key"][by_key], tiers["policy_key"])]
+        quantity[owner, nth], off_bp[owner, nth] = tiers["min_quantity"], tiers["off_bp"]
     return quantity[policy], off_bp[policy]
