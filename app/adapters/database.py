@@ -3,22 +3,41 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import alembic.command
-import alembic.config
 import numpy as np
 import psycopg
 import sqlalchemy as sa
+from psycopg.adapt import Dumper
 
-from app.domain.columns import Table
+from app.domain.columns import Column, Table
 from app.errors import Unavailable
+
+if TYPE_CHECKING:
+    import alembic.config
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
-# COPY's binary format (PostgreSQL manual, "COPY", File Formats): an 11-byte signature, two int32, then per
-# row an int16 count of fields and per field an int32 length and the value; at last an int16 of -1.
-_COPY_HEADER, _COPY_TRAILER = 19, 2
+# An array in PostgreSQL's binary format (array_send): five int4 (dimensions, whether there are nulls, the
+# element's type, length, lower bound), then per element an int4 length and the value.
+_ARRAY_HEADER = np.dtype([(name, ">i4") for name in ("dimensions", "nulls", "element", "length", "lower")])
+_ARRAY_ELEMENT = np.dtype([("length", ">i4"), ("value", ">i8")])
+
+
+class _ColumnDumper(Dumper):
+    """Makes an int64 numpy column a parameter of type int8[], with no Python object per value."""
+
+    format = psycopg.pq.Format.BINARY
+    oid = psycopg.adapters.types["int8"].array_oid
+
+    def dump(self, column: Column) -> bytes:
+        header = np.array([(1, 0, psycopg.adapters.types["int8"].oid, len(column), 1)], _ARRAY_HEADER)
+        elements = np.empty(len(column), _ARRAY_ELEMENT)
+        elements["length"], elements["value"] = 8, column
+        return header.tobytes() + elements.tobytes()
+
+
+psycopg.adapters.register_dumper(np.ndarray, _ColumnDumper)
 
 
 def make_engine(url: str, pool_size: int = 5) -> sa.Engine:
@@ -35,11 +54,15 @@ def make_engine(url: str, pool_size: int = 5) -> sa.Engine:
 
 def migrate(url: str) -> None:
     """Bring the schema to the newest revision."""
+    import alembic.command  # slow to import, and no process that serves needs it
+
     with unavailable_if_down():
         alembic.command.upgrade(migration_config(url), "head")
 
 
-def migration_config(url: str) -> alembic.config.Config:
+def migration_config(url: str) -> "alembic.config.Config":
+    import alembic.config
+
     config = alembic.config.Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["url"] = url
@@ -65,16 +88,19 @@ def _first_line(error: Exception) -> str:
 def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]) -> Table:
     """The rows of a query whose columns are all int8 and never null, as one array of `dtype`.
 
-    Fixed widths let numpy read the whole answer at once, with no Python object per value.
+    Each column comes as one binary array, so there is no Python object per value, and not even one per row.
     """
-    with _cursor(connection).copy(f"COPY ({select}) TO STDOUT (FORMAT BINARY)", parameters) as copy:
-        answer = b"".join(copy)
-    fields = [part for name in dtype.names or () for part in ((f"{name} length", ">i4"), (name, ">i8"))]
-    wire = np.dtype([("fields", ">i2"), *fields])
-    rows = np.frombuffer(memoryview(answer)[_COPY_HEADER : len(answer) - _COPY_TRAILER], wire)
-    table = np.empty(len(rows), dtype)
-    for name in dtype.names or ():
-        table[name] = rows[name]
+    names = dtype.names or ()
+    aggregates = ", ".join(f"array_send(array_agg({name}))" for name in names)
+    cursor = _cursor(connection)
+    cursor.execute(f"SELECT {aggregates} FROM ({select}) rows ({', '.join(names)})", parameters, binary=True)
+    arrays: tuple[bytes | None, ...] = cursor.fetchone() or (None,)
+    if None in arrays:
+        return np.empty(0, dtype)
+    columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
+    table = np.empty(len(columns[0]), dtype)
+    for name, column in zip(names, columns, strict=True):
+        table[name] = column["value"]
     return table
 
 

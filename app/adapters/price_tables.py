@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from app.adapters.catalog_tables import condition
 from app.adapters.database import read_columns, write_rows
-from app.domain.columns import PRICE_INPUTS, ROW_KEYS, Column, Table
+from app.domain.columns import NEVER, PRICE_INPUTS, ROW_KEYS, Column, Table
 from app.domain.money import currency, unscale
 from app.domain.quote import instant
 from app.domain.rows import RowScope, StoredInputs
@@ -106,7 +106,7 @@ class PriceTables:
     def _named(self, select: str, keys: Column) -> Sequence[Any]:
         if not len(keys):
             return []
-        return self._connection.execute(sa.text(f"{select} = ANY(:keys)"), {"keys": np.unique(keys).tolist()}).all()
+        return self._connection.execute(sa.text(f"{select} = ANY(:keys)"), {"keys": np.unique(keys)}).all()
 
     def _labelled(self, select: str, keys: Column) -> dict[int, Label]:
         return {key: Label(id_, name) for key, id_, name in self._named(select, keys)}
@@ -116,7 +116,7 @@ class PriceTables:
         self._connection.execute(
             sa.text(
                 "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
-                " SELECT product_key, location_key, version, digest, to_timestamp(ms / 1000.0)"
+                " SELECT product_key, location_key, version, digest, to_timestamp(nullif(ms, :never) / 1000.0)"
                 " FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]), CAST(:versions AS int8[]),"
                 "   CAST(:digests AS int8[]), CAST(:valid_until AS int8[]))"
                 "   AS n (product_key, location_key, version, digest, ms)"
@@ -125,9 +125,10 @@ class PriceTables:
             ),
             _key_parameters(keys)
             | {
-                "versions": [sheet.version for sheet in sheets],
-                "digests": digests.tolist(),
-                "valid_until": [sheet.valid_until for sheet in sheets],
+                "versions": np.array([sheet.version for sheet in sheets], np.int64),
+                "digests": digests,
+                "valid_until": np.array([sheet.valid_until or NEVER for sheet in sheets], np.int64),
+                "never": NEVER,
             },
         )
         write_rows(
@@ -157,4 +158,4 @@ def _history_row(key: tuple[int, int], sheet: PriceSheet, cause: str) -> tuple[A
 
 
 def _key_parameters(keys: Table) -> dict[str, Any]:
-    return {"products": keys["product_key"].tolist(), "locations": keys["location_key"].tolist()}
+    return {"products": keys["product_key"], "locations": keys["location_key"]}

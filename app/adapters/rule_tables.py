@@ -89,8 +89,8 @@ class RuleTables:
     def rules(self, keys: Table, as_of: int) -> Rules:
         """Every rule that may concern these rows (their `product_key` and `location_key`) at `as_of` (ms)."""
         parameters = {
-            "products": np.unique(keys["product_key"]).tolist(),
-            "locations": np.unique(keys["location_key"]).tolist(),
+            "products": np.unique(keys["product_key"]),
+            "locations": np.unique(keys["location_key"]),
             "since": as_of - NEAR_MS,
         }
         return Rules(

@@ -1,9 +1,13 @@
 """Repricing many rows: in batches of key order, each its own transaction, resumable after any death."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from app.services.ports import Clock, Locks, SheetCache, Store, TaskQueue
 from app.services.repricing import out_of_date, reprice, row_keys
+
+IMPORT = "import:"
+"""What the ids of tasks that imports start begin with: import:<name>:<position>."""
 
 TURN_MS = 60_000
 """How long one turn works before it queues the next: well below the task's time limit."""
@@ -26,8 +30,10 @@ def recalculate(
     locks: Locks,
     queue: TaskQueue,
     clock: Clock,
+    on_batch: Callable[[int], None] = lambda rows: None,
 ) -> bool:
     """Work on a task for a turn; whether it is finished. Raises `LockHeld` where another run is at it.
+    `on_batch` is told of every batch how many rows it looked at.
 
     A batch is noted as done in the transaction of the next one, when it is in the cache too. So a run that
     takes over from a dead one repeats the last batch, and writes all of it to the cache: what the dead one
@@ -52,9 +58,14 @@ def recalculate(
                     tx.tasks.finish(task_id)
                     return True
                 keys = row_keys(stored.inputs)
-                new = reprice(tx, out_of_date(tx, stored, clock()), clock, f"event:{task_id}")
+                new = reprice(tx, out_of_date(tx, stored, clock()), clock, _cause(task_id))
                 repeat = tx.prices.current(keys) if finished is None else new
             cache.put(repeat)
             finished = _Batch(len(keys), len(new), keys[-1].item())
+            on_batch(finished.done)
     queue.recalculate(task_id)
     return False
+
+
+def _cause(task_id: str) -> str:
+    return task_id.rpartition(":")[0] if task_id.startswith(IMPORT) else f"event:{task_id}"
