@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     read_count: int = Field(256, ge=1, le=10_000, description="Most stream entries that one read takes.")
     poll_interval_s: float = Field(0.5, gt=0, description="Longest time between looks at the stream, in seconds.")
     reclaim_idle_s: float = Field(30.0, gt=0, description="An unacknowledged entry is retried after this, in s.")
-    max_deliveries: int = Field(5, ge=1, description="Deliveries of one event before it is a dead letter.")
+    max_attempts: int = Field(5, ge=1, description="Failed attempts at one event before it is a dead letter.")
     lock_ttl_s: float = Field(30.0, gt=0, description="Life of a repricing lock between renewals, in seconds.")
     recalculation_batch_size: int = Field(
         20_000, ge=1, le=1_000_000, description="Price sheets per transaction of a recalculation."

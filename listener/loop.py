@@ -94,17 +94,19 @@ class Loop:
         metrics.events_dispatched.labels(how).inc(len(entries))
 
     def _reclaim(self) -> None:
-        entries, deliveries = self._log.reclaim(
+        """Dispatch again what was not acknowledged. An entry that an attempt failed at goes alone, so that a
+        poisonous one takes no others with it."""
+        together = []
+        for entry, failed in self._log.reclaim(
             self._consumer, self._settings.reclaim_idle_s, self._settings.read_count
-        )
-        again = []
-        for entry in entries:
-            times = deliveries.get(entry.stream_id, 1)
-            if times > self._settings.max_deliveries:
-                self._log.dead_letter(entry, f"not applied after {times - 1} deliveries", times)
+        ):
+            if failed >= self._settings.max_attempts:
+                self._log.dead_letter(entry, f"{failed} attempts failed", failed)
+            elif failed:
+                self._dispatch([entry], "reclaimed")
             else:
-                again.append(entry)
-        self._dispatch(again, "reclaimed")
+                together.append(entry)
+        self._dispatch(together, "reclaimed")
 
     def _reprice_due(self) -> None:
         with self._resources.store.transaction() as tx:

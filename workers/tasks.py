@@ -27,9 +27,10 @@ def apply_events(scope: str, entries: Sequence[tuple[str, str]]) -> None:
     and cached. The listener has decoded each before, so none is malformed here."""
     deps = resources()
     batch = [Positioned(stream_id, position(stream_id), decode_event(event)) for stream_id, event in entries]
-    applied = apply_to_prices(
-        scope, batch, store=deps.store, cache=deps.cache, locks=deps.locks, queue=deps.queue, clock=now_ms
-    )
+    with deps.log.attempt([stream_id for stream_id, _ in entries]):
+        applied = apply_to_prices(
+            scope, batch, store=deps.store, cache=deps.cache, locks=deps.locks, queue=deps.queue, clock=now_ms
+        )
     events = dict(entries)
     for refused in applied.refused:
         deps.log.dead_letter(Entry(refused.stream_id, events[refused.stream_id].encode()), refused.reason, 1)

@@ -7,7 +7,7 @@ attribute: subscribers can use it, and listeners see by it that the stream has t
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.events import Event, encode_event
+from app.errors import PricingError, Unavailable
 from app.observability.tracing import current_traceparent, step
 
 STREAM_ID_PREFIX = b'{"streamid":'
@@ -109,6 +110,7 @@ class EventLog:
 
     def __init__(self, client: redis.Redis, names: Names, remember_s: int) -> None:
         self._client, self._names, self._remember_s = client, names, remember_s
+        self._attempts = f"{names.stream}:attempts"
         self._publish = client.register_script(_PUBLISH)
         self._trim = client.register_script(_TRIM)
 
@@ -139,47 +141,61 @@ class EventLog:
         streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
         return [entry for entries in streams for entry in _entries(entries)]
 
-    def reclaim(self, consumer: str, idle_s: float, count: int) -> tuple[list[Entry], dict[str, int]]:
-        """Entries that nobody has acknowledged for that long, now this consumer's, and how often each was
-        delivered (stream id → times)."""
+    def reclaim(self, consumer: str, idle_s: float, count: int) -> list[tuple[Entry, int]]:
+        """Entries that nobody has acknowledged for that long, now this consumer's, and how many attempts at
+        each have failed."""
         with unavailable_if_down():
             answer: Any = self._client.xautoclaim(
                 self._names.stream, self._names.group, consumer, min_idle_time=int(idle_s * 1000), count=count
             )
             entries = _entries(answer[1])
             if not entries:
-                return [], {}
-            pending: Any = self._client.xpending_range(
-                self._names.stream,
-                self._names.group,
-                min=entries[0].stream_id,
-                max=entries[-1].stream_id,
-                count=count * 2,
-                consumername=consumer,
-            )
-        return entries, {item["message_id"].decode(): item["times_delivered"] for item in pending}
+                return []
+            failed: Any = self._client.hmget(self._attempts, [entry.stream_id for entry in entries])
+        return [(entry, int(times or 0)) for entry, times in zip(entries, failed, strict=True)]
+
+    @contextmanager
+    def attempt(self, stream_ids: Sequence[str]) -> Iterator[None]:
+        """Count an attempt at these entries, unless it ends well or is to be repeated for reasons that are not
+        theirs. What stays counted are bugs and the deaths of processes."""
+        self._count(stream_ids, 1)
+        try:
+            yield
+        except (PricingError, ConnectionError, TimeoutError):
+            with suppress(Unavailable):
+                self._count(stream_ids, -1)
+            raise
+
+    def _count(self, stream_ids: Sequence[str], by: int) -> None:
+        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
+            for stream_id in stream_ids:
+                pipeline.hincrby(self._attempts, stream_id, by)
+            pipeline.execute()
 
     def acknowledge(self, stream_ids: Sequence[str]) -> None:
         if stream_ids:
-            with unavailable_if_down():
-                self._client.xack(self._names.stream, self._names.group, *stream_ids)
+            with unavailable_if_down(), self._client.pipeline(transaction=True) as pipeline:
+                pipeline.xack(self._names.stream, self._names.group, *stream_ids)
+                pipeline.hdel(self._attempts, *stream_ids)
+                pipeline.execute()
 
-    def dead_letter(self, entry: Entry, reason: str, deliveries: int) -> None:
+    def dead_letter(self, entry: Entry, reason: str, attempts: int) -> None:
         """Set an entry aside with the reason, and acknowledge it, in one step."""
         letter: dict[Any, Any] = {
             "event": entry.event or b"",
             "stream_id": entry.stream_id,
             "reason": reason,
-            "deliveries": deliveries,
+            "attempts": attempts,
         }
         with unavailable_if_down(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.xadd(self._names.dead_letters, letter)
             pipeline.xack(self._names.stream, self._names.group, entry.stream_id)
+            pipeline.hdel(self._attempts, entry.stream_id)
             pipeline.execute()
 
     def refuse(self, message: bytes, reason: str) -> None:
         """Set aside a message that never was in the stream."""
-        letter: dict[Any, Any] = {"event": message, "stream_id": "", "reason": reason, "deliveries": 1}
+        letter: dict[Any, Any] = {"event": message, "stream_id": "", "reason": reason, "attempts": 1}
         with unavailable_if_down():
             self._client.xadd(self._names.dead_letters, letter)
 

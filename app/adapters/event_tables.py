@@ -25,6 +25,10 @@ class EventTables:
         )
         return set(self._connection.execute(statement).scalars())
 
+    def release(self, event_id: str) -> None:
+        """It was not processed after all."""
+        self._connection.execute(processed_events.delete().where(processed_events.c.event_id == event_id))
+
     def put_outbox(self, event_id: str, event: bytes) -> None:
         """An event to be sent once this transaction has committed."""
         self._connection.execute(outbox.insert().values(event_id=event_id, event=event))

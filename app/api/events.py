@@ -28,7 +28,7 @@ IdempotencyKey = Annotated[
     "/publish-market-event",
     status_code=202,
     response_model=PublishedAnswer,
-    responses=documented(503),
+    responses=documented(400, 503),
     summary="Publish a market event",
 )
 async def publish_market_event(

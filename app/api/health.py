@@ -17,6 +17,7 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/healthz", response_model=Health, summary="The process lives")
 async def healthz() -> Response:
+    """Answers without asking anybody else: whoever gets no answer should restart the process."""
     return answer({"status": "ok"})
 
 
@@ -27,6 +28,7 @@ async def healthz() -> Response:
     summary="Its stores answer",
 )
 async def readyz(deps: Deps) -> Response:
+    """PostgreSQL and both roles of Redis, asked now: whoever gets a 503 should send requests elsewhere."""
     names = ("database", "cache", "broker")
     pings = (anyio.to_thread.run_sync(deps.store.ping), deps.async_cache.ping(), deps.async_log.ping())
     results = await asyncio.gather(*(_check(ping) for ping in pings))
@@ -47,5 +49,6 @@ async def _check(ping: Awaitable[None]) -> str:
     "/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
 )
 async def get_metrics() -> Response:
+    """Of every process of this service on this machine, in Prometheus' text format."""
     content, content_type = await anyio.to_thread.run_sync(metrics.exposition)
     return Response(content, headers={"Content-Type": content_type})

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps
@@ -15,6 +15,21 @@ from app.errors import InvalidInput
 from app.services.rule_changes import remove_policy, save_policy
 
 router = APIRouter(prefix="/api/v1/policies", tags=["policies"])
+
+EXAMPLE = {
+    "policy_id": "coffee",
+    "name": "Coffee",
+    "category": "Coffee",
+    "currency": "USD",
+    "kind": "cost_plus",
+    "rate_percent": 40,
+    "min_margin_percent": 20,
+    "rounding_increment": 1.00,
+    "rounding_ending": 0.99,
+    "tiers": [{"min_quantity": 10, "percent": 5}],
+}
+
+PolicyBody = Annotated[Policy, Body(examples=[EXAMPLE])]
 
 
 @router.get("", response_model=PolicyPage, responses=documented(503), summary="List policies")
@@ -33,8 +48,8 @@ async def list_policies(
     return answer(page)
 
 
-@router.post("", status_code=201, response_model=Policy, responses=documented(409, 503), summary="Create a policy")
-async def create_policy(policy: Policy, deps: Deps) -> Response:
+@router.post("", status_code=201, response_model=Policy, responses=documented(400, 409, 503), summary="Create a policy")
+async def create_policy(policy: PolicyBody, deps: Deps) -> Response:
     """Prices follow in the background, within moments."""
     created = await save_policy(policy, new=True, changes=deps.rule_changes)
     return answer(created, 201, {"Location": f"/api/v1/policies/{created.policy_id}"})
@@ -42,11 +57,12 @@ async def create_policy(policy: Policy, deps: Deps) -> Response:
 
 @router.get("/{policy_id}", response_model=Policy, responses=documented(404, 503), summary="One policy")
 async def get_policy(policy_id: Id, deps: Deps) -> Response:
+    """As it is stored now."""
     return answer(await anyio.to_thread.run_sync(_get, deps, policy_id))
 
 
-@router.put("/{policy_id}", response_model=Policy, responses=documented(409, 503), summary="Create or replace")
-async def put_policy(policy_id: Id, policy: Policy, deps: Deps) -> Response:
+@router.put("/{policy_id}", response_model=Policy, responses=documented(400, 409, 503), summary="Create or replace")
+async def put_policy(policy_id: Id, policy: PolicyBody, deps: Deps) -> Response:
     """The body's `policy_id` is the one in the path."""
     if policy.policy_id != policy_id:
         raise InvalidInput(f"is {policy.policy_id!r}, but the URL says {policy_id!r}", "policy_id")
@@ -55,6 +71,7 @@ async def put_policy(policy_id: Id, policy: Policy, deps: Deps) -> Response:
 
 @router.delete("/{policy_id}", status_code=204, responses=documented(404, 409, 503), summary="Remove a policy")
 async def delete_policy(policy_id: Id, deps: Deps) -> Response:
+    """Prices follow in the background, within moments."""
     await remove_policy(policy_id, changes=deps.rule_changes)
     return Response(status_code=204)
 

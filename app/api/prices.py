@@ -31,8 +31,13 @@ from app.services.simulation import simulate
 
 router = APIRouter(prefix="/api/v1", tags=["prices"])
 
+CACHING_HEADERS = {
+    "ETag": {"description": "Changes with the price.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "no-cache: keep it, but ask before using it.", "schema": {"type": "string"}},
+}
 
-@router.post("/price", response_model=QuoteAnswer, responses=documented(404, 503), summary="Quote a price")
+
+@router.post("/price", response_model=QuoteAnswer, responses=documented(400, 404, 503), summary="Quote a price")
 async def quote_price(request: PriceRequest, deps: Deps) -> Response:
     """What this product costs, here, now, for this customer, with every step that made the price."""
     return answer(await _quote(request.quote_request(), deps))
@@ -41,7 +46,11 @@ async def quote_price(request: PriceRequest, deps: Deps) -> Response:
 @router.get(
     "/prices/{product_id}",
     response_model=QuoteAnswer,
-    responses=documented(404, 503) | {304: {"description": "The price is still the one that If-None-Match names."}},
+    responses=documented(404, 503)
+    | {
+        200: {"headers": CACHING_HEADERS},
+        304: {"description": "The price is still the one that If-None-Match names.", "headers": CACHING_HEADERS},
+    },
     summary="Quote a price, cacheably",
 )
 async def get_price(
@@ -62,7 +71,7 @@ async def get_price(
     return answer(quote, headers=headers)
 
 
-@router.post("/prices/batch", response_model=BatchAnswer, responses=documented(503), summary="Quote many prices")
+@router.post("/prices/batch", response_model=BatchAnswer, responses=documented(400, 503), summary="Quote many prices")
 async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
     """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone; an item that
     is not valid refuses the request, with its place."""
@@ -102,7 +111,10 @@ async def get_history(
 
 
 @router.post(
-    "/prices/simulate", response_model=QuoteAnswer, responses=documented(404, 503), summary="Quote under other terms"
+    "/prices/simulate",
+    response_model=QuoteAnswer,
+    responses=documented(400, 404, 503),
+    summary="Quote under other terms",
 )
 async def simulate_price(request: SimulationRequest, deps: Deps) -> Response:
     """What it would cost with other signals, rules or at another time. Nothing is stored."""

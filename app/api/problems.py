@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.api.answers import answer
 from app.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PricingError, Unavailable
@@ -69,13 +70,16 @@ _DESCRIPTIONS = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an endpoint that may answer with these problems, besides 413 and 422."""
-    return {
+    responses: dict[int | str, dict[str, Any]] = {
         status: {
             "description": _DESCRIPTIONS[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in sorted({*statuses, 413, 422})
     }
+    if 503 in responses:
+        responses[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return responses
 
 
 def problem_of(error: PricingError) -> Problem:
@@ -105,6 +109,12 @@ def _plain(text: str) -> str:
     return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
 
 
+def _methods(request: Request) -> list[str]:
+    """Every method that the path of this request is served with."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
+
+
 def install(app: FastAPI) -> None:
     """Every error of the application leaves as a problem document."""
 
@@ -115,6 +125,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
+        for e in error.errors():
+            if e["type"] == "json_invalid":
+                detail = f"The body is not JSON, from character {e['loc'][-1]} on."
+                return problem_response(make_problem(400, "malformed_body", detail))
         errors = [
             FieldError(path=_plain(".".join(map(str, e["loc"]))), message=_plain(e["msg"]))
             for e in error.errors()[:MAX_ERRORS]
@@ -123,9 +137,11 @@ def install(app: FastAPI) -> None:
         return problem_response(make_problem(422, "invalid_input", detail, errors))
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "http_error")
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))  # Starlette names those of the first route alone
         return problem_response(make_problem(error.status_code, code, str(error.detail)), headers)
 
     @app.exception_handler(Exception)

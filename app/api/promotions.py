@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps
@@ -15,6 +15,19 @@ from app.errors import InvalidInput
 from app.services.rule_changes import remove_promotion, save_promotion
 
 router = APIRouter(prefix="/api/v1/promotions", tags=["promotions"])
+
+EXAMPLE = {
+    "promotion_id": "coffee-week",
+    "name": "Coffee week",
+    "category": "Coffee",
+    "kind": "percent",
+    "value": 15,
+    "segment": "member",
+    "starts_at": "2026-12-01T00:00:00-05:00",
+    "ends_at": "2026-12-08T00:00:00-05:00",
+}
+
+PromotionBody = Annotated[Promotion, Body(examples=[EXAMPLE])]
 
 
 @router.get("", response_model=PromotionPage, responses=documented(503), summary="List promotions")
@@ -34,9 +47,9 @@ async def list_promotions(
 
 
 @router.post(
-    "", status_code=201, response_model=Promotion, responses=documented(409, 503), summary="Create a promotion"
+    "", status_code=201, response_model=Promotion, responses=documented(400, 409, 503), summary="Create a promotion"
 )
-async def create_promotion(promotion: Promotion, deps: Deps) -> Response:
+async def create_promotion(promotion: PromotionBody, deps: Deps) -> Response:
     """Prices follow in the background, within moments."""
     created = await save_promotion(promotion, new=True, changes=deps.rule_changes)
     return answer(created, 201, {"Location": f"/api/v1/promotions/{created.promotion_id}"})
@@ -44,11 +57,14 @@ async def create_promotion(promotion: Promotion, deps: Deps) -> Response:
 
 @router.get("/{promotion_id}", response_model=Promotion, responses=documented(404, 503), summary="One promotion")
 async def get_promotion(promotion_id: Id, deps: Deps) -> Response:
+    """As it is stored now."""
     return answer(await anyio.to_thread.run_sync(_get, deps, promotion_id))
 
 
-@router.put("/{promotion_id}", response_model=Promotion, responses=documented(409, 503), summary="Create or replace")
-async def put_promotion(promotion_id: Id, promotion: Promotion, deps: Deps) -> Response:
+@router.put(
+    "/{promotion_id}", response_model=Promotion, responses=documented(400, 409, 503), summary="Create or replace"
+)
+async def put_promotion(promotion_id: Id, promotion: PromotionBody, deps: Deps) -> Response:
     """The body's `promotion_id` is the one in the path."""
     if promotion.promotion_id != promotion_id:
         raise InvalidInput(f"is {promotion.promotion_id!r}, but the URL says {promotion_id!r}", "promotion_id")
@@ -57,6 +73,7 @@ async def put_promotion(promotion_id: Id, promotion: Promotion, deps: Deps) -> R
 
 @router.delete("/{promotion_id}", status_code=204, responses=documented(404, 409, 503), summary="Remove a promotion")
 async def delete_promotion(promotion_id: Id, deps: Deps) -> Response:
+    """Prices follow in the background, within moments."""
     await remove_promotion(promotion_id, changes=deps.rule_changes)
     return Response(status_code=204)
 

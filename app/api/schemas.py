@@ -126,6 +126,20 @@ class QuoteAnswer(BaseModel):
 
 
 class BatchRequest(_Request):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"product_id": "P-100", "user_location": "NY"},
+                        {"product_id": "P-101", "user_location": "LA", "quantity": 12},
+                    ]
+                }
+            ]
+        },
+    )
+
     items: list[PriceRequest] = Field(min_length=1, max_length=1000)
 
 

@@ -93,6 +93,9 @@ def apply_events(
                     scopes = _change_inputs(tx, item) if fresh else _scopes(tx, item.event)
                 except InvalidInput as error:
                     refused.append(Refused(item.stream_id, str(error)))
+                    if fresh:
+                        new.discard(item.event.id)
+                        tx.events.release(item.event.id)
                     continue
                 for n, rows in enumerate(scopes):
                     total = tx.catalog.count(rows)
