@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import (
     AwareDatetime,
@@ -11,11 +11,12 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic.json_schema import WithJsonSchema
 
-from app.domain.rules import CurrencyCode, Id, Money, Name, Policy, Promotion, Scope
+from app.domain.rules import ID_PATTERN, CurrencyCode, Id, Money, Name, Policy, Promotion, Scope
 from app.errors import MalformedEvent
 
 BARE_RECALCULATE = "Recalculate_Triggered_v1"
@@ -102,26 +103,25 @@ class Event(BaseModel):
 
     id: Id
     type: EventType
-    source: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "/api"
+    source: Name = "/api"
     subject: Name = EVERYTHING
-    location: Id | Annotated[str, StringConstraints(pattern=r"^\*$")] = EVERYTHING
+    location: Annotated[str, StringConstraints(pattern=rf"^\*$|{ID_PATTERN}")] = EVERYTHING
     time: AwareDatetime | None = None
-    data: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     traceparent: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")] | None
     ) = None
 
-    @model_validator(mode="after")
-    def _data_fits_type(self) -> Self:
-        self.typed_data()
-        return self
+    @field_validator("data")
+    @classmethod
+    def _fits_type(cls, data: dict[str, Any], fields: ValidationInfo) -> dict[str, Any]:
+        if "type" in fields.data:
+            _DATA[fields.data["type"]].model_validate(data)
+        return data
 
     def typed_data(self) -> _Data:
-        """`data` as what its type says it is. Raises `ValueError`."""
-        try:
-            return _DATA[self.type].model_validate(self.data)
-        except ValidationError as error:
-            raise ValueError("; ".join(_problems(error, "data"))) from None
+        """`data` as what its type says it is."""
+        return _DATA[self.type].model_validate(self.data)
 
 
 def decode_event(message: bytes | str) -> Event:
@@ -136,5 +136,5 @@ def encode_event(event: Event) -> bytes:
     return event.model_dump_json(exclude_none=True).encode()
 
 
-def _problems(error: ValidationError, *prefix: str) -> list[str]:
-    return [f"{'.'.join(map(str, (*prefix, *e['loc'])))}: {e['msg']}" for e in error.errors()]
+def _problems(error: ValidationError) -> list[str]:
+    return [f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in error.errors()]

@@ -1,6 +1,6 @@
 """A quote: one sheet in one context. A few integer operations, no I/O."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal
 
@@ -94,8 +94,11 @@ def discount_rate(base: int, final: int) -> Decimal:
     return Decimal(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0).scaleb(-4)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def instant(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def _adjustments(list_price: int, changes: list[Change], decimals: int) -> list[Adjustment]:

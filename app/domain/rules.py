@@ -3,25 +3,35 @@
 The same models decode the API's bodies, the events' data and the rows of an import.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.json_schema import WithJsonSchema
 
-from app.domain.money import currency
+from app.domain.money import currency, to_basis_points
+from app.errors import InvalidInput
 
-Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$"
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-CurrencyCode = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+
+
+def _priced_in(code: str) -> str:
+    try:
+        return currency(code).code
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
+CurrencyCode = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$"), AfterValidator(_priced_in)]
 Money = Annotated[
     Decimal,
     Field(ge=0, le=10**10, allow_inf_nan=False),
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 10**10}),
 ]
-
 
 Percent = Annotated[
     Decimal,
@@ -33,6 +43,15 @@ Rate = Annotated[
     Field(ge=0, le=400, decimal_places=2, allow_inf_nan=False),
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 400}),
 ]
+
+
+def _storable(instant: datetime) -> datetime:
+    if not datetime(1970, 1, 1, tzinfo=UTC) <= instant < datetime(9999, 1, 1, tzinfo=UTC):
+        raise ValueError("an instant must lie between 1970 and 9998 (UTC)")
+    return instant
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_storable)]
 
 
 class PolicyKindName(StrEnum):
@@ -77,8 +96,6 @@ class Scope(BaseModel):
             raise ValueError("name at most one of product_id, category and department")
         if self.location is not None and self.currency is not None:
             raise ValueError("name at most one of location and currency: a location has its own currency")
-        if self.currency is not None:
-            currency(self.currency)
         return self
 
     def _needs_currency(self, *amounts: Decimal | None) -> None:
@@ -144,23 +161,23 @@ class Promotion(Scope):
     segment: SegmentName = SegmentName.EVERYONE
     stackable: bool = True
     priority: int = Field(100, ge=0, le=1_000_000)
-    starts_at: AwareDatetime | None = None
-    ends_at: AwareDatetime | None = Field(None, description="The first instant at which it no longer holds.")
+    starts_at: Instant | None = None
+    ends_at: Instant | None = Field(None, description="The first instant at which it no longer holds.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind is PromotionKindName.PERCENT:
-            if self.value > 100 or self.value.normalize().as_tuple().exponent < -2:  # type: ignore[operator]
+            if not _is_percent(self.value):
                 raise ValueError("a percent is at most 100, with at most two decimals")
         else:
             self._needs_currency(self.value)
         if self.starts_at is not None and self.ends_at is not None and self.starts_at >= self.ends_at:
             raise ValueError("ends_at must be after starts_at")
-        for instant in (self.starts_at, self.ends_at):
-            _check_instant(instant)
         return self
 
 
-def _check_instant(instant: datetime | None) -> None:
-    if instant is not None and not 1970 <= instant.year < 9999:
-        raise ValueError("an instant must lie between 1970 and 9998")
+def _is_percent(value: Decimal) -> bool:
+    try:
+        return to_basis_points(value) <= to_basis_points(Decimal(100))
+    except InvalidInput:
+        return False
