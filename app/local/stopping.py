@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
-class Stopped(Exception):  # noqa: N818  nothing went wrong
-    """Somebody asked us to stop."""
+class Stopped(BaseException):
+    """Somebody asked us to stop. Like KeyboardInterrupt, no `except Exception` on the way may take it."""
 
 
 class StopSignals:

@@ -19,7 +19,7 @@ from app.local.supervisor import Child, Supervisor, exited
 from app.settings import Settings
 
 STORE_TIMEOUT_S = 120.0  # a database that was killed first replays its log
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 90.0
 TICK_S = 0.1
 DATABASE = "pricing"
 

