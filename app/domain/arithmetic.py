@@ -39,15 +39,24 @@ def times_bp_up(amount: Column, rate_bp: Column, grain: Grain) -> Column:
     return -times_bp_down(-amount, rate_bp, grain)
 
 
-def run_starts(ascending: Column) -> NDArray[np.intp]:
-    """Where, in a sorted column, each run of equal values starts."""
-    return np.flatnonzero(np.diff(ascending, prepend=-1))
+def run_starts(ordered: Column) -> NDArray[np.intp]:
+    """Where each run of equal neighbours starts."""
+    new = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return np.flatnonzero(new)
 
 
-def run_ranks(ascending: Column) -> Column:
-    """Each value's place within its run of equal values, from 0. No value is negative."""
-    starts = run_starts(ascending)
-    return np.arange(len(ascending)) - np.repeat(starts, np.diff(starts, append=len(ascending)))
+def run_lengths(starts: NDArray[np.intp], total: int) -> NDArray[np.intp]:
+    """How long the run from each of `starts` is, where there are `total` values in all."""
+    ends = np.empty_like(starts)
+    ends[:-1], ends[-1:] = starts[1:], total
+    return np.asarray(ends - starts)
+
+
+def run_ranks(ordered: Column) -> Column:
+    """Each value's place within its run of equal neighbours, from 0."""
+    starts = run_starts(ordered)
+    return np.arange(len(ordered)) - np.repeat(starts, run_lengths(starts, len(ordered)))
 
 
 def hash_rows(columns: Iterable[Column]) -> NDArray[np.uint64]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.arithmetic import run_starts
+from app.domain.arithmetic import run_lengths, run_starts
 from app.domain.columns import ABSENT, Column, Table
 
 _SCOPES = ("product_key", "category_key", "department_key", None)
@@ -54,7 +54,7 @@ def _levels(rows: Table, rules: Table) -> Iterator[tuple[Column, Column, Column,
         at = np.minimum(np.searchsorted(keys[starts], wanted), len(starts) - 1)
         row = np.flatnonzero(keys[starts][at] == wanted)
         at = at[row]
-        yield row, starts[at], np.diff(starts, append=len(keys))[at], members
+        yield row, starts[at], run_lengths(starts, len(keys))[at], members
 
 
 def _narrowest(rules: Table, fields: tuple[str | None, ...]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.arithmetic import Grain, pick, run_ranks, run_starts, times_bp
+from app.domain.arithmetic import Grain, pick, run_lengths, run_ranks, run_starts, times_bp
 from app.domain.columns import NEVER, Column, PromotionKind, Segment, Table
 from app.domain.money import SCALE
 
@@ -133,7 +133,7 @@ def _first_lowest(row: Column, price: Column) -> NDArray[np.intp]:
     """Per row (sorted) the index of its lowest price, the first of equal ones."""
     starts = run_starts(row)
     lowest = np.minimum.reduceat(price, starts)
-    equal = np.flatnonzero(price == np.repeat(lowest, np.diff(starts, append=len(row))))
+    equal = np.flatnonzero(price == np.repeat(lowest, run_lengths(starts, len(row))))
     return equal[run_starts(row[equal])]
 
 

@@ -7,6 +7,7 @@ and again would take four times as long as making them.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -95,7 +96,6 @@ def rows_to_sheets(
     sheets: Sheets, rules: Rules, labels: Labels, versions: Column, computed_at: int, chosen: Column
 ) -> Iterator[PriceSheet]:
     """The rows whose indices are `chosen` (ascending) as price sheets, in that order, with these versions."""
-    candidates = _Candidates(sheets, rules, labels, chosen)
     policy_keys = rules.policies["policy_key"].tolist()
     columns = zip(
         sheets.inputs["product_key"][chosen].tolist(),
@@ -104,41 +104,26 @@ def rows_to_sheets(
         sheets.policy[chosen].tolist(),
         sheets.policy_reason[chosen].tolist(),
         sheets.floor[chosen].tolist(),
-        sheets.line_rounding[chosen].tolist(),
+        (sheets.line_rounding[chosen] == 1).tolist(),
         sheets.promoted.valid_until[chosen].tolist(),
         _rows(sheets.steps[:, chosen]),
-        _rows(sheets.tier_quantity[chosen].T),
+        _segment_prices(sheets, rules, labels, chosen, Segment.EVERYONE),
+        _segment_prices(sheets, rules, labels, chosen, Segment.MEMBER),
         strict=True,
     )
-    by_segment = [
-        zip(
-            sheets.promoted.prices[s, chosen].tolist(),
-            _rows(sheets.before_floor[s, chosen].T),
-            _rows(sheets.final[s, chosen].T),
-            strict=True,
-        )
-        for s in Segment
-    ]
-    for i, (product, location, version, policy, reason, floor, line_rounding, valid_until, steps, tiers) in enumerate(
-        columns
-    ):
-        location_id, currency = labels.locations[location]
+    for product, place, version, policy, reason, floor, line_rounding, until, steps, everyone, member in columns:
+        location, currency = labels.locations[place]
         label = labels.policies[policy_keys[policy]] if policy != ABSENT else None
         changes, rejected = _base_changes(steps, label, reason)
-        segments = []
-        for s in Segment:
-            promoted, before_floor, final = next(by_segment[s])
-            there = [Tier(*tier) for tier in zip(tiers, before_floor, final, strict=True) if tier[0]]
-            segments.append(SegmentPrices(promoted, *candidates.of(i, s), tuple(there)))
         yield PriceSheet(
             product_id=labels.products[product],
-            location=location_id,
+            location=location,
             currency=currency.code,
             decimals=currency.decimals,
             version=version,
             computed_at=computed_at,
-            valid_until=None if valid_until == NEVER else valid_until,
-            line_rounding=bool(line_rounding),
+            valid_until=None if until == NEVER else until,
+            line_rounding=line_rounding,
             list_price=steps[0],
             base_price=steps[-1],
             floor=floor,
@@ -146,8 +131,8 @@ def rows_to_sheets(
             policy_name=label.name if label else None,
             changes=changes,
             rejected=rejected,
-            everyone=segments[Segment.EVERYONE],
-            member=segments[Segment.MEMBER],
+            everyone=everyone,
+            member=member,
         )
 
 
@@ -170,29 +155,38 @@ def _base_changes(
     return tuple(changes), rejected
 
 
-class _Candidates:
-    """The promotions of each chosen row, from the long columns that cover all rows."""
-
-    def __init__(self, sheets: Sheets, rules: Rules, labels: Labels, chosen: Column) -> None:
-        promoted = sheets.promoted
-        self._starts = np.searchsorted(promoted.row, chosen, "left").tolist()
-        self._ends = np.searchsorted(promoted.row, chosen, "right").tolist()
-        self._promotions = promoted.rule
-        self._keys = rules.promotions["promotion_key"]
-        self._outcome, self._change = promoted.outcome, promoted.change
-        self._labels = labels.promotions
-
-    def of(self, i: int, segment: int) -> tuple[tuple[Change, ...], tuple[Rejected, ...]]:
+def _segment_prices(
+    sheets: Sheets, rules: Rules, labels: Labels, chosen: Column, segment: Segment
+) -> Iterator[SegmentPrices]:
+    """What `segment` pays, row by row of `chosen`, which the long columns of promotions follow too."""
+    promoted = sheets.promoted
+    is_chosen = np.zeros(len(sheets), bool)
+    is_chosen[chosen] = True
+    pairs = np.flatnonzero(is_chosen[promoted.row])
+    candidates = zip(
+        map(labels.promotions.__getitem__, rules.promotions["promotion_key"][promoted.rule[pairs]].tolist()),
+        promoted.outcome[segment, pairs].tolist(),
+        promoted.change[segment, pairs].tolist(),
+        strict=True,
+    )
+    columns = zip(
+        promoted.prices[segment, chosen].tolist(),
+        np.bincount(promoted.row[pairs], minlength=len(sheets))[chosen].tolist(),
+        _rows(sheets.tier_quantity[chosen].T),
+        _rows(sheets.before_floor[segment, chosen].T),
+        _rows(sheets.final[segment, chosen].T),
+        strict=True,
+    )
+    for price, count, quantities, before_floor, final in columns:
         changes: list[Change] = []
         rejected: list[Rejected] = []
-        for pair in range(self._starts[i], self._ends[i]):
-            label = self._labels[int(self._keys[self._promotions[pair]])]
-            outcome = int(self._outcome[segment, pair])
+        for (rule, name), outcome, change in islice(candidates, count):
             if outcome == APPLIED:
-                changes.append(Change("promotion", label.id, label.name, int(self._change[segment, pair])))
+                changes.append(Change("promotion", rule, name, change))
             else:
-                rejected.append(Rejected(label.id, label.name, OUTCOMES[outcome]))
-        return tuple(changes), tuple(rejected)
+                rejected.append(Rejected(rule, name, OUTCOMES[outcome]))
+        tiers = [tier for tier in map(Tier, quantities, before_floor, final) if tier.min_quantity]
+        yield SegmentPrices(price, tuple(changes), tuple(rejected), tuple(tiers))
 
 
 encode_sheet = msgspec.json.Encoder().encode

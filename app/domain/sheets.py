@@ -234,15 +234,19 @@ def _to_ending(price: Column, chosen: _Chosen, lowest: Column, highest: Column) 
 
 def _tiers(rules: Rules, policy: Column) -> tuple[Column, Column]:
     """Minimum quantities and discounts (bp) of each row's tiers, shape (n, t); the first is quantity 1."""
-    used = np.unique(policy[policy != ABSENT])
-    keys = rules.policies["policy_key"][used]
-    tiers = rules.tiers[np.isin(rules.tiers["policy_key"], keys)]
-    nth = 1 + run_ranks(tiers["policy_key"])
-    quantity = np.zeros((len(rules.policies) + 1, 1 + int(nth.max(initial=0))), np.int64)
+    policies, tiers = rules.policies["policy_key"], rules.tiers
+    used = np.zeros(len(policies) + 1, bool)
+    used[policy] = True
+    owner = np.full(len(tiers), ABSENT, np.int64)
+    if len(tiers) and len(policies):
+        by_key = np.argsort(policies)
+        at = np.minimum(np.searchsorted(policies[by_key], tiers["policy_key"]), len(policies) - 1)
+        owner = np.where(policies[by_key[at]] == tiers["policy_key"], by_key[at], ABSENT)
+    mine = np.flatnonzero((owner != ABSENT) & used[owner])
+    owner, tiers = owner[mine], tiers[mine]
+    nth = 1 + run_ranks(owner)
+    quantity = np.zeros((len(used), 1 + int(nth.max(initial=0))), np.int64)
     off_bp = np.zeros_like(quantity)
     quantity[:, 0] = 1
-    if len(tiers):
-        by_key = used[np.argsort(keys)]
-        owner = by_key[np.searchsorted(rules.policies["policy_key"][by_key], tiers["policy_key"])]
-        quantity[owner, nth], off_bp[owner, nth] = tiers["min_quantity"], tiers["off_bp"]
+    quantity[owner, nth], off_bp[owner, nth] = tiers["min_quantity"], tiers["off_bp"]
     return quantity[policy], off_bp[policy]
