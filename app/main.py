@@ -34,9 +34,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    problems.install(app)
-    for module in (prices, events, tasks, policies, promotions, health):
-        app.include_router(module.router)
+    routers = [module.router for module in (prices, events, tasks, policies, promotions, health)]
+    for router in routers:
+        app.include_router(router)
+    problems.install(app, [route for router in routers for route in router.routes])
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestMiddleware)
     return app

@@ -29,6 +29,10 @@ class EventTables:
         """It was not processed after all."""
         self._connection.execute(processed_events.delete().where(processed_events.c.event_id == event_id))
 
+    def processed(self, event_id: str) -> bool:
+        select = sa.select(sa.exists().where(processed_events.c.event_id == event_id))
+        return bool(self._connection.execute(select).scalar_one())
+
     def put_outbox(self, event_id: str, event: bytes) -> None:
         """An event to be sent once this transaction has committed."""
         self._connection.execute(outbox.insert().values(event_id=event_id, event=event))

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents, with a stable `code` and the trace id."""
 
 import http
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -8,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 from app.api.answers import answer
 from app.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PricingError, Unavailable
@@ -109,14 +110,14 @@ def _plain(text: str) -> str:
     return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
 
 
-def _methods(request: Request) -> list[str]:
+def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
     """Every method that the path of this request is served with."""
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
-def install(app: FastAPI) -> None:
-    """Every error of the application leaves as a problem document."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Every error of the application, which serves these routes, leaves as a problem document."""
 
     @app.exception_handler(PricingError)
     async def ours(_: Request, error: PricingError) -> Response:
@@ -141,7 +142,7 @@ def install(app: FastAPI) -> None:
         code = _CODES.get(error.status_code, "http_error")
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(request))  # Starlette names those of the first route alone
+            headers["Allow"] = ", ".join(_methods(routes, request))  # Starlette names those of the first route alone
         return problem_response(make_problem(error.status_code, code, str(error.detail)), headers)
 
     @app.exception_handler(Exception)

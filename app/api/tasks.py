@@ -17,14 +17,15 @@ router = APIRouter(prefix="/api/v1", tags=["tasks"])
 @router.get("/tasks/{task_id}", response_model=Task, responses=documented(404, 503), summary="Progress of a task")
 async def get_task(task_id: Id, deps: Deps) -> Response:
     """State and progress of a recalculation: of POST /recalculate, or of an event that concerned many prices."""
-    task = await anyio.to_thread.run_sync(_find, deps.store, task_id)
-    if task is None and await deps.async_log.known(task_id):
+    task, processed = await anyio.to_thread.run_sync(_find, deps.store, task_id)
+    if task is None and not processed and await deps.async_log.known(task_id):
         task = Task(task_id=task_id, state=TaskState.QUEUED, done=0)
     if task is None:
         raise NotFound(f"there is no task {task_id!r}")
     return answer(task)
 
 
-def _find(store: Store, task_id: str) -> Task | None:
+def _find(store: Store, task_id: str) -> tuple[Task | None, bool]:
+    """The task, and whether the event of that id has been processed, with or without one."""
     with store.transaction() as tx:
-        return tx.tasks.get(task_id)
+        return tx.tasks.get(task_id), tx.events.processed(task_id)
