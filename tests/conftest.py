@@ -1,3 +1,3 @@
 """Where the fixtures come from."""
 
-pytest_plugins = ["tests.support.stores", "tests.support.system"]
+pytest_plugins = ["tests.support.stores", "tests.support.system", "tests.support.otlp", "tests.support.shop"]

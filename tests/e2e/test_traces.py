@@ -1,0 +1,157 @@
+"""One trace from the client's request to the price in the cache, read from the spans that were exported."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.support.otlp import Collector, Span
+from tests.support.shop import Shop
+from tests.support.waiting import eventually
+
+
+def traced(shop: Shop, collector: Collector, method: str, path: str, last: str, **request: Any) -> list[Span]:
+    """Send a request as part of a client's sampled trace; every span of it, once the one named `last` is there."""
+    trace_id, client_span = uuid4().hex, uuid4().hex[:16]
+    headers = {"traceparent": f"00-{trace_id}-{client_span}-01"}
+    response = shop.http.request(method, path, headers=headers, **request)
+    assert response.is_success, response.text
+    assert response.headers["traceparent"].split("-")[1] == trace_id
+    eventually(lambda: last in {span.name for span in collector.spans(trace_id)}, timeout_s=20)
+
+    def complete() -> list[Span]:
+        """No span's parent is still on its way; the root's is the client's own."""
+        spans = collector.spans(trace_id)
+        ids = {span.span_id for span in spans} | {client_span}
+        return spans if all(span.parent_id in ids for span in spans) else []
+
+    spans = eventually(complete, timeout_s=20)
+    assert [span.name for span in spans if span.parent_id == client_span] == [spans_root(spans).name]
+    return spans
+
+
+def spans_root(spans: list[Span]) -> Span:
+    (root,) = [span for span in spans if span.kind == "SERVER"]
+    return root
+
+
+def one(spans: list[Span], name: str) -> Span:
+    (found,) = [span for span in spans if span.name == name]
+    return found
+
+
+def line(spans: list[Span], name: str) -> Iterator[str]:
+    """Names of a span and of those above it."""
+    by_id = {span.span_id: span for span in spans}
+    span: Span | None = one(spans, name)
+    while span is not None:
+        yield f"{span.service.removeprefix('pricing-')}: {span.kind} {span.name}"
+        span = by_id.get(span.parent_id)
+
+
+def log(shop: Shop, process: str) -> list[dict[str, Any]]:
+    lines = (shop.system.data / "logs" / f"{process}.log").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def test_an_event_is_one_trace_from_the_client_to_the_cache(shop: Shop, collector: Collector) -> None:
+    product = shop.product()
+    body = {"type": "list_price.changed", "subject": product, "location": "NY", "data": {"amount": 3}}
+    spans = traced(shop, collector, "POST", "/api/v1/publish-market-event", "redis put prices", json=body)
+    assert list(line(spans, "redis put prices")) == [
+        "worker: CLIENT redis put prices",
+        "worker: CONSUMER process pricing.apply_events",
+        "listener: PRODUCER send pricing.apply_events",
+        "listener: CONSUMER receive market_events",
+        "api: PRODUCER publish market_events",
+        "api: SERVER POST /api/v1/publish-market-event",
+    ]
+    transaction = one(spans, "postgresql transaction")
+    assert (transaction.service, transaction.kind) == ("pricing-worker", "CLIENT")
+    assert transaction.parent_id == one(spans, "process pricing.apply_events").span_id
+    assert transaction.attributes["db.system.name"] == "postgresql"
+    published = one(spans, "publish market_events")
+    assert published.attributes["messaging.system"] == "redis"
+    assert published.attributes["messaging.destination.name"] == "events"
+    assert published.attributes["messaging.operation.type"] == "send"
+    assert shop.causes(product) == [f"event:{published.attributes['messaging.message.id']}"]
+    assert spans_root(spans).attributes["http.response.status_code"] == 202
+    assert str(shop.price(product)) == "3.00"
+
+
+def test_the_logs_of_every_process_carry_the_trace(shop: Shop, collector: Collector) -> None:
+    product = shop.product()
+    body = {"type": "cost.changed", "subject": product, "location": "NY", "data": {"amount": 3}}
+    spans = traced(shop, collector, "POST", "/api/v1/publish-market-event", "process pricing.apply_events", json=body)
+    for process, event in (("api", "request"), ("listener", "dispatched"), ("worker", "task")):
+        (entry,) = [e for e in log(shop, process) if e.get("trace_id") == spans[0].trace_id and e["event"] == event]
+        assert (entry["process"], entry["level"]) == (process, "info")
+        assert entry["span_id"] in {span.span_id for span in spans}
+        assert entry["timestamp"].endswith("Z")
+
+
+def test_a_cache_miss_shows_what_it_asked(shop: Shop, collector: Collector) -> None:
+    body = {"product_id": shop.product(), "user_location": "NY"}
+    spans = traced(shop, collector, "POST", "/api/v1/price", "POST /api/v1/price", json=body)
+    assert {(span.kind, span.name) for span in spans} == {
+        ("SERVER", "POST /api/v1/price"),
+        ("CLIENT", "postgresql transaction"),
+        ("CLIENT", "redis put prices"),
+    }
+
+
+def test_a_changed_rule_is_one_trace_with_its_prices(shop: Shop, collector: Collector) -> None:
+    product = shop.product()
+    rule = {"promotion_id": f"t-{product}", "name": "T", "product_id": product, "kind": "percent", "value": 20}
+    spans = traced(shop, collector, "POST", "/api/v1/promotions", "process pricing.apply_events", json=rule)
+    names = list(line(spans, "process pricing.apply_events"))
+    assert names[-2:] == ["api: PRODUCER publish market_events", "api: SERVER POST /api/v1/promotions"]
+    eventually(lambda: str(shop.price(product)) == "10.00")
+
+
+def test_a_recalculation_is_one_trace_with_its_batches(shop: Shop, collector: Collector) -> None:
+    spans = traced(shop, collector, "POST", "/api/v1/recalculate", "process pricing.recalculate")
+    assert list(line(spans, "process pricing.recalculate"))[-1] == "api: SERVER POST /api/v1/recalculate"
+    assert [span for span in spans if span.parent_id == one(spans, "process pricing.recalculate").span_id]
+
+
+def test_an_envelope_of_another_service_is_continued(shop: Shop, collector: Collector) -> None:
+    trace_id, product = uuid4().hex, shop.product()
+    event = {
+        "id": str(uuid4()),
+        "type": "list_price.changed",
+        "subject": product,
+        "location": "NY",
+        "data": {"amount": 4},
+        "traceparent": f"00-{trace_id}-{uuid4().hex[:16]}-01",
+    }
+    shop.redis.publish("market_events", json.dumps(event))
+    journey = {"take over market_events", "publish market_events", "receive market_events", "redis put prices"}
+    eventually(lambda: journey <= {span.name for span in collector.spans(trace_id)}, timeout_s=20)
+
+
+@pytest.mark.parametrize("flags", ["00", None])
+def test_what_is_not_sampled_is_not_exported_but_has_an_id(shop: Shop, collector: Collector, flags: str | None) -> None:
+    trace_id = uuid4().hex
+    headers = {} if flags is None else {"traceparent": f"00-{trace_id}-{uuid4().hex[:16]}-{flags}"}
+    response = shop.http.get("/api/v1/prices/nothing?location=NY", headers=headers)
+    answered = response.json()["trace_id"]
+    assert response.headers["traceparent"].split("-")[1] == answered
+    assert flags is None or answered == trace_id
+    # A sampled request after it: once that has arrived, this one would have, too.
+    traced(shop, collector, "GET", f"/api/v1/prices/{shop.product()}?location=NY", "GET /api/v1/prices/{product_id}")
+    assert collector.spans(answered) == []
+
+
+def test_logs_are_json_from_the_first_line_to_the_last(shop: Shop) -> None:
+    """Warnings of other people's programs aside, such as Celery's about running as root."""
+    for process in ("api", "listener", "worker"):
+        entries = log(shop, process)
+        assert {"process", "event", "level", "logger", "timestamp"} <= set.intersection(*map(set, entries))
+        (settings,) = [entry for entry in entries if entry["event"] == "settings"][:1]
+        assert settings["database_url"] == "**********"
+    api = (shop.system.data / "logs" / "api.log").read_text().splitlines()
+    assert all(line.startswith("{") for line in api)
+    assert {"gunicorn.error", "uvicorn.error"} <= {entry["logger"] for entry in log(shop, "api")}
