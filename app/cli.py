@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from app.catalog.command import import_catalog
+
 if TYPE_CHECKING:
     from app.settings import Settings
 
@@ -79,6 +81,9 @@ def config(
         sys.stdout.write(as_markdown())
     else:
         Console().print(as_text(load_settings()), end="", soft_wrap=True)
+
+
+app.command("import")(import_catalog)
 
 
 def load_settings(**given: Any) -> "Settings":

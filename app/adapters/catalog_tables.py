@@ -54,6 +54,14 @@ class CatalogTables:
         rows = self._connection.execute(sa.text("SELECT location_key, currency FROM locations"))
         return {key: currency(code) for key, code in rows}
 
+    def currencies_by_name(self) -> dict[str, Currency]:
+        """Each location's currency, by location."""
+        rows = self._connection.execute(sa.text("SELECT location, currency FROM locations"))
+        return {location: currency(code) for location, code in rows}
+
+    def has_products(self) -> bool:
+        return bool(self._connection.execute(sa.text("SELECT EXISTS (SELECT FROM products)")).scalar_one())
+
     def count(self, scope: RowScope) -> int:
         """How many rows with a list price are in scope."""
         statement = (

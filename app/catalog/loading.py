@@ -1,0 +1,141 @@
+"""From a catalogue's rows to stored, cached prices.
+
+First the rows, kind by kind, in batches of one transaction each; then every price sheet that is not what the
+formula gives any more, as a recalculation, which outlives this process: whatever a killed import left undone
+is finished by the service, or by the next import.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from app.adapters.database import make_engine, unavailable_if_down
+from app.adapters.event_log import position_at
+from app.adapters.locks import Locks as RedisLocks
+from app.adapters.price_cache import Lifetimes, PriceCache
+from app.adapters.redis_clients import make_redis
+from app.adapters.store import Store, Transaction
+from app.bootstrap import now_ms
+from app.catalog.files import Part
+from app.catalog.merging import BATCH, Listener, PartResult, merge_part
+from app.domain.rows import RowScope
+from app.domain.sheet import PriceSheet
+from app.errors import InvalidInput, LockHeld
+from app.services.ports import Clock, Locks, SheetCache
+from app.services.recalculation import IMPORT, recalculate
+from app.settings import Settings
+
+_BEGUN = "importing:"
+"""A task of this prefix is unfinished from before an import's first row until after its last price."""
+
+
+class ImportResult(NamedTuple):
+    """`sheets` is how many prices got a new version."""
+
+    parts: list[PartResult]
+    sheets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    engine: sa.Engine
+    cache: SheetCache
+    locks: Locks
+    clock: Clock
+    listener: Listener = field(default_factory=Listener)
+
+    def run(self, name: str, parts: Sequence[Part]) -> ImportResult:
+        """Import the parts in order, then bring all sheets up to date. Raises `Unavailable`; a repeat is safe.
+
+        The rows are as new as the moment in which this begins, also where they come after later events.
+        """
+        position = position_at(self.clock())
+        store, marker = Store(self.engine), f"{_BEGUN}{name}:{position}"
+        with store.transaction() as tx:
+            tx.tasks.create(marker, RowScope(), 0, None)
+        with unavailable_if_down(), self.engine.connect() as connection:
+            results = [merge_part(connection, part, position, self.listener) for part in parts]
+        sheets = self._reprice(store, f"{IMPORT}{name}:{position}")
+        with store.transaction() as tx:
+            tx.tasks.finish(marker)
+        return ImportResult(results, sheets)
+
+    def is_filled(self) -> bool:
+        """Whether there are products, and no import that was cut short."""
+        with Store(self.engine).transaction() as tx:
+            return tx.catalog.has_products() and not _unfinished(tx, _BEGUN)
+
+    def _reprice(self, store: Store, task_id: str) -> int:
+        with store.transaction() as tx:
+            unfinished = _unfinished(tx, IMPORT)
+            total = tx.catalog.count(RowScope())
+            tx.tasks.create(task_id, RowScope(), total, None)
+        done = 0
+
+        def on_batch(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self.listener.progress("prices", min(done, total), total)
+
+        for task in (*unfinished, task_id):
+            done = 0
+            self._finish(store, task, on_batch)
+        with store.transaction() as tx:
+            finished = tx.tasks.get(task_id)
+        return finished.changed if finished else 0
+
+    def _finish(self, store: Store, task_id: str, on_batch: Callable[[int], None]) -> None:
+        try:
+            while not recalculate(
+                task_id, BATCH, store=store, cache=self.cache, locks=self.locks, queue=_NoQueue(),
+                clock=self.clock, on_batch=on_batch,
+            ):  # fmt: skip
+                pass
+        except LockHeld:
+            pass  # another import, or a worker, is at it
+
+
+def _unfinished(tx: Transaction, prefix: str) -> list[str]:
+    """Tasks of imports that died, or are still running."""
+    return [task for task in tx.tasks.abandoned(0, 1000) if task.startswith(prefix)]
+
+
+@contextmanager
+def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
+    """An importer for the stores that the settings name. Without a cache there is also no worker to share the
+    work with, so it needs no locks. Raises `InvalidInput` where there is no database."""
+    if settings.database_url is None:
+        raise InvalidInput("no database is named: set PRICING_DATABASE_URL, or start one with `pricing up`")
+    engine = make_engine(settings.database_url.get_secret_value())
+    cache: SheetCache = _NoCache()
+    locks: Locks = _NoLocks()
+    if settings.cache_url is not None and settings.events_url is not None:
+        lifetimes = Lifetimes(settings.cache_ttl_s, settings.unknown_ttl_s)
+        cache = PriceCache(make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s), lifetimes)
+        broker = make_redis(settings.events_url.get_secret_value(), settings.store_timeout_s)
+        locks = RedisLocks(broker, settings.lock_ttl_s)
+    try:
+        yield Importer(engine, cache, locks, now_ms, listener)
+    finally:
+        engine.dispose()
+
+
+class _NoCache:
+    def put(self, sheets: Iterable[PriceSheet]) -> None:
+        pass
+
+
+class _NoLocks:
+    @contextmanager
+    def hold(self, scope: str, wait_s: float = 0) -> Iterator[int]:
+        yield 0
+
+
+class _NoQueue:
+    """The next turn is ours too."""
+
+    def recalculate(self, task_id: str) -> None:
+        pass
