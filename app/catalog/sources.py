@@ -21,16 +21,16 @@ class Source(NamedTuple):
     parts: list[Part]
 
 
-_BUILT_IN = {"sample": sample.parts, "completejourney": completejourney.parts}
+BUILT_IN = {"sample": sample.parts, "completejourney": completejourney.parts}
 
 
 def open_source(source: str, kind: Kind | None = None) -> Source:
     """The catalogue of that name, or else at that path. Raises `InvalidInput` where there is none or a file's
     columns are wrong; nothing has been imported then."""
-    if source in _BUILT_IN:
+    if source in BUILT_IN:
         if kind is not None:
             raise InvalidInput(f"--kind is for a file; {source} holds several kinds")
-        return Source(source, _BUILT_IN[source]())
+        return Source(source, BUILT_IN[source]())
     path = Path(source)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.resolve().name)[:60]
     if path.is_dir():
@@ -38,7 +38,7 @@ def open_source(source: str, kind: Kind | None = None) -> Source:
             raise InvalidInput(f"--kind is for a file; {source} is a folder, whose files say it by their names")
         return Source(name, folder_parts(path))
     if not path.is_file():
-        raise InvalidInput(f"{source} is no file, no folder, and none of {', '.join(_BUILT_IN)}")
+        raise InvalidInput(f"{source} is no file, no folder, and none of {', '.join(BUILT_IN)}")
     return Source(name, [file_part(path, kind)])
 
 
@@ -50,12 +50,14 @@ def import_source(
         return importer.run(source.name, source.parts)
 
 
-def fill(settings: Settings, catalog: str, on_progress: Progress) -> ImportResult | None:
-    """Import `catalog` unless there are prices already; `none` imports nothing. A filling that was cut short
-    has computed no price or left its task behind, and is then done again. Raises as `import_source`."""
+def fill(
+    settings: Settings, catalog: str, on_progress: Progress, on_refused: Callable[[Refusal], None]
+) -> ImportResult | None:
+    """Import `catalog` into a database that has no products; `none` imports nothing. Where an earlier import was
+    cut short, this one is made all the same, and completes it. Raises as `import_source`."""
     if catalog == "none":
         return None
-    with open_importer(settings, Listener(on_progress)) as importer:
+    with open_importer(settings, Listener(on_progress, on_refused)) as importer:
         if importer.is_filled():
             return None
         source = open_source(catalog)

@@ -138,14 +138,24 @@ def migrate(url: str) -> None:
 
 
 def fill_catalog(settings: Settings, catalog: str, console: Console) -> None:
-    """Load `catalog` (`sample`, or a path) into an empty database; `none` leaves it empty."""
+    """Load `catalog` (`sample`, `completejourney`, or a path) into an empty database; `none` leaves it empty."""
+    from app.catalog.reporting import Refusals, progress_bars  # slow to import, as above
+    from app.catalog.sources import fill
+
+    with progress_bars(console) as progress, Refusals(None, shown=20) as refusals:
+        result = fill(settings, catalog, progress, refusals.add)
+    for line in refusals.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if result is not None:
+        console.print(f"The catalogue is in: {result.sheets:,} prices", markup=False, highlight=False)
 
 
 def check_catalog(catalog: str) -> None:
     """A catalogue that is a path exists."""
-    if catalog not in ("sample", "none") and not Path(catalog).exists():
+    if catalog not in ("sample", "completejourney", "none") and not Path(catalog).exists():
         raise SetUpError(
-            f"There is no catalogue {catalog}: give --catalog or PRICING_CATALOG the path of one, `sample`, or `none`."
+            f"There is no catalogue {catalog}: "
+            "give --catalog or PRICING_CATALOG the path of one, `sample`, `completejourney` or `none`."
         )
 
 
