@@ -29,7 +29,7 @@ def up(
     workers: Annotated[int | None, typer.Option(min=1, help="Gunicorn worker processes.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for the embedded stores' data and for logs.")] = None,
     catalog: Annotated[
-        str | None, typer.Option(help="What to fill an empty database with: sample, completejourney, none, or a path.")
+        str | None, typer.Option(help="What to fill an empty database with: sample, none, or a path.")
     ] = None,
 ) -> None:
     """Start everything on this machine: stores, API, worker and listener. Ctrl-C stops it.

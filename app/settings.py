@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     workers: int = Field(2, ge=1, le=256, description="Gunicorn worker processes.")
     worker_concurrency: int = Field(2, ge=1, le=256, description="Celery child processes.")
     data: Path = Field(Path(".pricing"), description="Folder for the embedded stores' data and for logs.")
-    catalog: str = Field("sample", description="What an empty database is filled with: sample, completejourney, none, or a path.")
+    catalog: str = Field("sample", description="What an empty database is filled with: sample, none, or a path.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
 
     cache_ttl_s: int = Field(3600, ge=1, description="Longest time that a cached price sheet lives, in seconds.")
