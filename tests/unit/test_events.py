@@ -148,7 +148,7 @@ def almost_sound(draw: st.DrawFn) -> dict[str, Any]:
         holder = holder[key]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(almost_sound())
 def test_nothing_in_an_envelope_breaks_the_decoder(event: dict[str, Any]) -> None:
     with suppress(MalformedEvent):
@@ -156,7 +156,7 @@ def test_nothing_in_an_envelope_breaks_the_decoder(event: dict[str, Any]) -> Non
         assert decode_event(encode_event(decoded)).typed_data() == decoded.typed_data()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary() | st.text() | anything.map(json.dumps))
 def test_noise_is_refused_and_nothing_worse(message: bytes | str) -> None:
     refused(message)

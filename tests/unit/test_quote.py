@@ -97,6 +97,11 @@ def test_a_line_is_rounded_once_where_the_policy_says_so() -> None:
     assert (str(per_line.final_price), str(per_line.total), per_line.rounding_scope) == ("6.67", "666.70", "line")
 
 
+@pytest.mark.parametrize(("quantity", "total"), [(4, "40.00"), (5, "50.00"), (6, "59.99")])
+def test_half_a_minor_unit_of_a_line_goes_up(quantity: int, total: str) -> None:
+    assert str(quoted(promotion(value=1), quantity=quantity, line_rounding=1).total) == total
+
+
 @pytest.mark.parametrize(
     ("quantity", "price"), [(1, "10.00"), (2, "10.00"), (3, "9.50"), (9, "9.50"), (10, "8.00"), (MAX_QUANTITY, "8.00")]
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.columns import ABSENT, NEVER, PolicyKind, Table
+from app.domain.columns import ABSENT, NEVER, PolicyKind, PromotionKind, Table
 from app.domain.money import MAX_AMOUNT, MAX_PRICE, SCALE
 from app.domain.sheet import Change, PriceSheet, decode_sheet, encode_sheet, rows_to_sheets
 from app.domain.sheets import digests
@@ -43,7 +43,7 @@ def changes(sheet: PriceSheet) -> dict[str, int]:
     return {change.step: change.amount // SCALE for change in sheet.changes}
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(batches())
 def test_every_sheet_is_what_the_documentation_says(some: Batch) -> None:
     labels = labels_of(some.rules)
@@ -305,7 +305,7 @@ def changed_inputs(draw: st.DrawFn) -> tuple[Batch, Batch]:
     return some, Batch(inputs, some.rules, draw(st.one_of(st.just(NOON), instants)))
 
 
-@settings(max_examples=120)
+@settings(max_examples=100)
 @given(changed_inputs())
 def test_a_digest_changes_exactly_when_the_sheet_does(pair: tuple[Batch, Batch]) -> None:
     before, after = (visible(some.compute(), some.rules) for some in pair)
@@ -343,6 +343,27 @@ def test_discounts_below_the_floor_are_told_apart() -> None:
         return batch([row()], [policy(floor=900)], tiers=[{"policy_key": 1, "min_quantity": 2, "off_bp": off_bp}])
 
     assert digests_of(with_tier(2_000)) != digests_of(with_tier(3_000))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"ends_at": NOON + HOUR}, {"ends_at": NOON + 2 * HOUR}),
+        ({"value": 0, "ends_at": NOON - HOUR}, {"value": 0, "ends_at": NEVER}),
+        ({"value": 1_000}, {"value": 1_100}),
+    ],
+    ids=["when it ends", "whether it has ended", "how much it takes off"],
+)
+def test_all_that_is_said_of_a_promotion_is_in_the_digest(one: dict[str, int], other: dict[str, int]) -> None:
+    assert digests_of(batch([row()], [], [promotion(**one)])) != digests_of(batch([row()], [], [promotion(**other)]))
+
+
+def test_the_share_of_each_promotion_in_a_price_is_in_the_digest() -> None:
+    def off(first: int, second: int) -> Batch:
+        offers = [promotion(key, kind=PromotionKind.AMOUNT, value=value) for key, value in ((1, first), (2, second))]
+        return batch([row()], [], offers)
+
+    assert digests_of(off(10, 20)) != digests_of(off(20, 10))
 
 
 def test_rows_that_say_different_things_have_different_digests() -> None:
