@@ -1,0 +1,53 @@
+"""Does this container do its job? `python deploy/health.py api|worker|listener` exits 0 if so.
+
+For an orchestrator's health checks: each asks only about the process beside it, and its way to the stores.
+"""
+
+import socket
+import sys
+import urllib.request
+
+from app.settings import Settings
+
+TIMEOUT_S = 4.0
+SILENCE_S = 10  # a listener looks at the stream twice a second
+
+
+def api(settings: Settings) -> bool:
+    """Its stores answer; any other status than 2xx raises."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=TIMEOUT_S):
+        return True
+
+
+def worker(settings: Settings) -> bool:
+    """It answers over the broker."""
+    from app.adapters.task_queue import make_celery
+
+    assert settings.events_url is not None
+    with make_celery(settings.events_url.get_secret_value()) as application:
+        return bool(application.control.ping([f"celery@{socket.gethostname()}"], timeout=TIMEOUT_S))
+
+
+def listener(settings: Settings) -> bool:
+    """It gave the broker a command a moment ago, by what the broker says of connections from this address.
+
+    A consumer's idle time would tell too, but Redis 7.0 counts only reads that found something.
+    """
+    import redis
+
+    assert settings.events_url is not None
+    with redis.Redis.from_url(settings.events_url.get_secret_value(), socket_timeout=TIMEOUT_S) as client:
+        ours = client.client_info()
+        others = [c for c in client.client_list() if c["id"] != str(ours["id"])]
+    address = host_of(ours["addr"])
+    return any(host_of(c["addr"]) == address and int(c["idle"]) < SILENCE_S for c in others if c["sub"] == "0")
+
+
+def host_of(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+if __name__ == "__main__":
+    role = sys.argv[1]
+    if not {"api": api, "worker": worker, "listener": listener}[role](Settings()):
+        sys.exit(f"the {role} does not answer")
