@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from app.catalog.command import import_catalog
+from app.replay.command import replay
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -84,6 +85,7 @@ def config(
 
 
 app.command("import")(import_catalog)
+app.command()(replay)
 
 
 def load_settings(**given: Any) -> "Settings":

@@ -7,7 +7,7 @@ is finished by the service, or by the next import.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store, Transaction
 from app.bootstrap import now_ms
 from app.catalog.files import Part
-from app.catalog.merging import BATCH, Listener, PartResult, merge_part
+from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
 from app.domain.rows import RowScope
 from app.domain.sheet import PriceSheet
 from app.errors import InvalidInput, LockHeld
@@ -29,7 +29,9 @@ from app.services.recalculation import IMPORT, recalculate
 from app.settings import Settings
 
 _BEGUN = "importing:"
-"""A task of this prefix is unfinished from before an import's first row until after its last price."""
+"""A task of this prefix is unfinished while an import's rows go in; then one that prices them takes its place."""
+
+_ALIVE_MS = 20_000
 
 
 class ImportResult(NamedTuple):
@@ -53,26 +55,41 @@ class Importer:
         The rows are as new as the moment in which this begins, also where they come after later events.
         """
         position = position_at(self.clock())
-        store, marker = Store(self.engine), f"{_BEGUN}{name}:{position}"
+        store, begun, task_id = Store(self.engine), f"{_BEGUN}{name}:{position}", f"{IMPORT}{name}:{position}"
         with store.transaction() as tx:
-            tx.tasks.create(marker, RowScope(), 0, None)
+            tx.tasks.create(begun, RowScope(), 0, None)
+        listener = replace(self.listener, progress=self._keeping_alive(store, begun))
         with unavailable_if_down(), self.engine.connect() as connection:
-            results = [merge_part(connection, part, position, self.listener) for part in parts]
-        sheets = self._reprice(store, f"{IMPORT}{name}:{position}")
+            results = [merge_part(connection, part, position, listener) for part in parts]
         with store.transaction() as tx:
-            tx.tasks.finish(marker)
-        return ImportResult(results, sheets)
+            tx.tasks.finish(begun)
+            tx.tasks.create(task_id, RowScope(), tx.catalog.count(RowScope()), None)
+        return ImportResult(results, self._reprice(store, task_id))
 
     def is_filled(self) -> bool:
         """Whether there are products, and no import that was cut short."""
         with Store(self.engine).transaction() as tx:
-            return tx.catalog.has_products() and not _unfinished(tx, _BEGUN)
+            return tx.catalog.has_products() and not _unfinished(tx, (_BEGUN, IMPORT))
+
+    def _keeping_alive(self, store: Store, task_id: str) -> Progress:
+        """The listener's progress, that also shows from time to time that this task is not abandoned."""
+        touched = self.clock()
+
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal touched
+            self.listener.progress(stage, done, total)
+            if self.clock() - touched > _ALIVE_MS:
+                touched = self.clock()
+                with store.transaction() as tx:
+                    tx.tasks.advance(task_id, 0, 0, (0, 0))
+
+        return progress
 
     def _reprice(self, store: Store, task_id: str) -> int:
+        """Also finishes what earlier imports left: rows that they stored, but perhaps did not bring to the cache."""
         with store.transaction() as tx:
-            unfinished = _unfinished(tx, IMPORT)
+            unfinished = _unfinished(tx, (IMPORT,))
             total = tx.catalog.count(RowScope())
-            tx.tasks.create(task_id, RowScope(), total, None)
         done = 0
 
         def on_batch(rows: int) -> None:
@@ -80,7 +97,7 @@ class Importer:
             done += rows
             self.listener.progress("prices", min(done, total), total)
 
-        for task in (*unfinished, task_id):
+        for task in dict.fromkeys((*unfinished, task_id)):
             done = 0
             self._finish(store, task, on_batch)
         with store.transaction() as tx:
@@ -98,9 +115,9 @@ class Importer:
             pass  # another import, or a worker, is at it
 
 
-def _unfinished(tx: Transaction, prefix: str) -> list[str]:
-    """Tasks of imports that died, or are still running."""
-    return [task for task in tx.tasks.abandoned(0, 1000) if task.startswith(prefix)]
+def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
+    """Tasks of imports that died, or are still running; the oldest first."""
+    return [task for task in tx.tasks.abandoned(0, 1000) if task.startswith(prefixes)]
 
 
 @contextmanager
