@@ -1,34 +1,47 @@
 """The one place where real clients are built."""
 
+import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from app.adapters.database import make_engine
 from app.adapters.event_log import AsyncEventLog, EventLog, Names, position_at
-from app.adapters.locks import Locks
+from app.adapters.hot_names import HotNames
+from app.adapters.invalidation_feed import InvalidationFeed
 from app.adapters.price_cache import AsyncPriceCache, Lifetimes, PriceCache
 from app.adapters.redis_clients import make_async_redis, make_redis
 from app.adapters.store import Store
-from app.adapters.task_queue import TaskQueue, make_celery
 from app.errors import InvalidInput
 from app.observability.tracing import current_traceparent
+from app.services.breaker import Breaker
+from app.services.near_cache import NearCache
+from app.services.quoting import load_slots
+from app.services.reading import SheetReader
 from app.services.rule_changes import RuleChanges
+from app.services.slots import Name, Slot
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.adapters.locks import Locks
+    from app.adapters.task_queue import TaskQueue
+
+BREAKER_FAILURES = 5
+BREAKER_OPEN_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a process works with. Nothing connects before it is used."""
+    """What workers, the listener and commands work with. Nothing connects before it is used."""
 
     settings: Settings
     store: Store
     cache: PriceCache
     log: EventLog
-    locks: Locks
-    queue: TaskQueue
-    async_cache: AsyncPriceCache
-    async_log: AsyncEventLog
-    rule_changes: RuleChanges
+    locks: "Locks"
+    queue: "TaskQueue"
 
     def verify(self) -> None:
         """Every store answers, or `Unavailable` says which does not."""
@@ -36,43 +49,119 @@ class Resources:
         self.cache.ping()
         self.log.ping()
 
+
+@dataclass(frozen=True, slots=True)
+class ApiResources:
+    """What an API process works with, on its event loop."""
+
+    settings: Settings
+    store: Store
+    cache: AsyncPriceCache
+    log: AsyncEventLog
+    near: NearCache
+    reader: SheetReader
+    rule_changes: RuleChanges
+    feed: InvalidationFeed
+    hot_names: HotNames
+
+    async def start(self) -> None:
+        """Check that every store answers (`Unavailable` where not), and keep the near cache from now on."""
+        await asyncio.to_thread(self.store.ping)
+        await self.cache.ping()
+        await self.log.ping()
+        self.feed.start()
+        await self.hot_names.start()
+
     async def close(self) -> None:
         """Let every connection go."""
-        await self.async_cache.close()
-        await self.async_log.close()
+        await self.hot_names.stop()
+        await self.feed.stop()
+        await self.cache.close()
+        await self.log.close()
         self.store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    database: str
+    cache: str
+    events: str
+    names: Names
+    lifetimes: Lifetimes
 
 
 def open_resources(settings: Settings) -> Resources:
     """Build every client from the settings. Raises `InvalidInput` where an address is missing."""
-    missing = [name for name in ("database_url", "cache_url") if getattr(settings, name) is None]
-    if missing or settings.database_url is None or settings.cache_url is None or settings.events_url is None:
-        names = " and ".join(f"PRICING_{name.upper()}" for name in missing)
-        raise InvalidInput(f"set {names}, or start everything with `pricing up`")
-    cache_url = settings.cache_url.get_secret_value()
-    events_url = settings.events_url.get_secret_value()
-    names_in_redis = Names(
-        settings.event_stream, settings.event_channel, settings.event_group, settings.dead_letter_stream
-    )
-    lifetimes = Lifetimes(settings.cache_ttl_s, settings.unknown_ttl_s)
-    events = make_redis(events_url, settings.store_timeout_s)
-    store = Store(make_engine(settings.database_url.get_secret_value(), settings.database_pool_size))
-    async_log = AsyncEventLog(
-        make_async_redis(events_url, settings.store_timeout_s), names_in_redis, settings.idempotency_ttl_s
-    )
+    # Celery is large, and the API, which shares this module, never starts a task.
+    from app.adapters.locks import Locks
+    from app.adapters.task_queue import TaskQueue, make_celery
+
+    where = _addresses(settings)
+    events = make_redis(where.events, settings.store_timeout_s)
     return Resources(
         settings=settings,
-        store=store,
-        cache=PriceCache(make_redis(cache_url, settings.store_timeout_s), lifetimes),
-        log=EventLog(events, names_in_redis, settings.idempotency_ttl_s),
+        store=Store(make_engine(where.database, settings.database_pool_size)),
+        cache=PriceCache(make_redis(where.cache, settings.store_timeout_s), where.lifetimes),
+        log=EventLog(events, where.names, settings.idempotency_ttl_s),
         locks=Locks(events, settings.lock_ttl_s),
-        queue=TaskQueue(make_celery(events_url)),
-        async_cache=AsyncPriceCache(make_async_redis(cache_url, settings.store_timeout_s), lifetimes),
-        async_log=async_log,
-        rule_changes=RuleChanges(store, async_log, now_ms, position_at, current_traceparent),
+        queue=TaskQueue(make_celery(where.events)),
     )
+
+
+def open_api_resources(settings: Settings) -> ApiResources:
+    """Build every client of an API process. Raises `InvalidInput` where an address is missing."""
+    where = _addresses(settings)
+    store = Store(make_engine(where.database, settings.database_pool_size))
+    cache_client = make_async_redis(where.cache, settings.store_timeout_s)
+    cache = AsyncPriceCache(cache_client, where.lifetimes)
+    log = AsyncEventLog(
+        make_async_redis(where.events, settings.store_timeout_s), where.names, settings.idempotency_ttl_s
+    )
+    near = NearCache(settings.near_cache_entries, int(settings.near_cache_silence_s * 1000), monotonic_ms)
+
+    async def load(names: Sequence[Name]) -> dict[Name, Slot]:
+        return await asyncio.to_thread(load_slots, store, names, now_ms, where.lifetimes.slot)
+
+    breaker = partial(Breaker, failures=BREAKER_FAILURES, open_ms=BREAKER_OPEN_MS, clock=monotonic_ms)
+    reader = SheetReader(near, cache, load, breaker("PostgreSQL"), breaker("Redis"), now_ms)
+    return ApiResources(
+        settings=settings,
+        store=store,
+        cache=cache,
+        log=log,
+        near=near,
+        reader=reader,
+        rule_changes=RuleChanges(store, log, now_ms, position_at, current_traceparent),
+        feed=InvalidationFeed(make_async_redis(where.cache, settings.store_timeout_s), reader),
+        hot_names=HotNames(cache_client, reader),
+    )
+
+
+def _addresses(settings: Settings) -> _Addresses:
+    database, cache, events = settings.database_url, settings.cache_url, settings.events_url
+    if database is None or cache is None or events is None:
+        missing = [name for name in ("database_url", "cache_url") if getattr(settings, name) is None]
+        names = " and ".join(f"PRICING_{name.upper()}" for name in missing)
+        raise InvalidInput(f"set {names}, or start everything with `pricing up`")
+    return _Addresses(
+        database.get_secret_value(),
+        cache.get_secret_value(),
+        events.get_secret_value(),
+        Names(settings.event_stream, settings.event_channel, settings.event_group, settings.dead_letter_stream),
+        lifetimes(settings),
+    )
+
+
+def lifetimes(settings: Settings) -> Lifetimes:
+    """How long cached prices live."""
+    return Lifetimes(settings.cache_ttl_s, settings.unknown_ttl_s, settings.stale_ttl_s)
 
 
 def now_ms() -> int:
     """The clock of the service: ms since 1970, UTC."""
     return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> int:
+    """A clock for durations: ms that never run backwards."""
+    return time.monotonic_ns() // 1_000_000

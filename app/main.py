@@ -2,32 +2,47 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app.api import events, health, policies, prices, problems, promotions, tasks
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from app.bootstrap import open_resources
+from app.api.quick import quick_answer
+from app.bootstrap import ApiResources, open_api_resources
 from app.observability.logging import log_settings
+from app.observability.requests import RequestLog
 from app.settings import Settings
 
 _logger = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; it opens its stores, and checks that they answer, when its server starts it."""
+def create_app(settings: Settings | None = None) -> ASGIApp:
+    """The application; it checks that its stores answer when its server starts it."""
     settings = settings or Settings()
+    resources = open_api_resources(settings)
+    log = RequestLog("api", lines=settings.log_level in ("debug", "info"))
+    return RequestMiddleware(
+        create_api(settings, resources, log), log, partial(quick_answer, resources.near), settings.trace_sample_ratio
+    )
+
+
+def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> FastAPI:
+    """Every endpoint, and the published contract."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_settings(settings, _logger)
-        app.state.resources = resources = open_resources(settings)
-        resources.verify()
+        app.state.resources = resources
+        log.start()
+        await resources.start()
         yield
         await resources.close()
+        log.stop()
 
-    app = FastAPI(
+    api = FastAPI(
         title="Pricing engine",
         version="1",
         summary="What does this product cost, here, now, for this customer?",
@@ -36,8 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     routers = [module.router for module in (prices, events, tasks, policies, promotions, health)]
     for router in routers:
-        app.include_router(router)
-    problems.install(app, [route for router in routers for route in router.routes])
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestMiddleware)
-    return app
+        api.include_router(router)
+    problems.install(api, [route for router in routers for route in router.routes])
+    api.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    return api

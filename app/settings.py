@@ -33,7 +33,14 @@ class Settings(BaseSettings):
     catalog: str = Field("sample", description="What an empty database is filled with: sample, none, or a path.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
 
-    cache_ttl_s: int = Field(3600, ge=1, description="Longest time that a cached price sheet lives, in seconds.")
+    cache_ttl_s: int = Field(3600, ge=1, description="How long a cached price sheet is fresh, in seconds.")
+    stale_ttl_s: int = Field(
+        86_400, ge=0, description="How much longer it stays, to be served when nothing newer can be had, in seconds."
+    )
+    near_cache_entries: int = Field(100_000, ge=0, description="Price sheets that each API process keeps at hand.")
+    near_cache_silence_s: float = Field(
+        2.0, gt=0, description="Silence of the invalidation feed after which they are not trusted, in seconds."
+    )
     unknown_ttl_s: int = Field(30, ge=1, description="How long an unknown product is remembered, in seconds.")
     store_timeout_s: float = Field(2.0, gt=0, description="Longest wait for an answer of Redis, in seconds.")
     database_pool_size: int = Field(5, ge=1, description="PostgreSQL connections per process.")

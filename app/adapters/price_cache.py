@@ -1,13 +1,18 @@
-"""Price sheets in Redis, one string per product and location: "<version> <sheet as JSON>".
+"""Price sheets in Redis: one string per row, in its own words a *slot*.
 
-A version below zero says that there is no such price, and why. Writing compares versions inside Redis, so
-an older sheet never replaces a newer one, whoever is late.
+    <version> <checked_at> <fresh_until> <lease> <lease_until> <payload>
+
+Times are ms since 1970. A reader that misses takes a lease in the slot itself, and may fill it only while the
+lease is still its own; a writer's update replaces the slot and with it the lease. All comparisons happen inside
+Redis, so an older sheet never replaces a newer one, whoever is late. Writing also publishes the invalidation
+for the near caches, in the same step.
+
+A slot stays longer than it is fresh, to be served when nothing newer can be had.
 """
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -15,69 +20,116 @@ import redis.asyncio
 from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down
-from app.domain.sheet import PriceSheet, decode_sheet, encode_sheet
+from app.domain.sheet import PriceSheet, encode_sheet
 from app.observability.tracing import step
-from app.services.quoting import Found, Name, Unknown
+from app.services.slots import UNKNOWN, Leased, Name, Slot
 
-_STORE = """
-for i, key in ipairs(KEYS) do
-    local value = ARGV[2 * i - 1]
-    local current = redis.call('GETRANGE', key, 0, 19)
-    local stored = tonumber(string.match(current, '^%-?%d+'))
-    if not stored or stored <= tonumber(string.match(value, '^%-?%d+')) then
-        redis.call('SET', key, value, 'PX', ARGV[2 * i])
-    end
+INVALIDATIONS = "price_invalidations"
+"""Channel on which every write is told: lines of "<version> <key>"; the key `*` means all."""
+
+_EMPTY = -2
+_NO_LEASE = "-"
+
+_HEADER = """
+local function header(key)
+    local head = redis.call('GETRANGE', key, 0, 99)
+    local version, lease, lease_until = string.match(head, '^(%-?%d+) %d+ %d+ (%S+) (%d+) ')
+    return tonumber(version), lease, tonumber(lease_until)
 end
 """
 
-_UNKNOWN = b"-1 "
+_STORE = f"""{_HEADER}
+local told = {{}}
+for i, key in ipairs(KEYS) do
+    local value = ARGV[i + 1]
+    local new = tonumber(string.match(value, '^%-?%d+'))
+    local stored = header(key)
+    if not stored or stored <= new then
+        redis.call('SET', key, value, 'PX', ARGV[1])
+        told[#told + 1] = new .. ' ' .. key
+    end
+end
+if #told > 0 then redis.call('PUBLISH', '{INVALIDATIONS}', table.concat(told, '\\n')) end
+return #told
+"""
+
+# ARGV: now, token, lease until, life of an empty slot (all ms but the token), early (1 or 0)
+_LEASE = f"""{_HEADER}
+local answers = {{}}
+local now = tonumber(ARGV[1])
+for i, key in ipairs(KEYS) do
+    local value = redis.call('GET', key)
+    local _, lease, lease_until = header(key)
+    local granted = 0
+    if not value then
+        redis.call('SET', key, '{_EMPTY} 0 0 ' .. ARGV[2] .. ' ' .. ARGV[3] .. ' ', 'PX', ARGV[4])
+        granted = 1
+    elseif lease == '{_NO_LEASE}' or lease_until <= now then
+        local version, checked_at, fresh_until, rest = string.match(value, '^(%-?%d+) (%d+) (%d+) %S+ %d+ (.*)$')
+        if ARGV[5] == '1' or tonumber(fresh_until) <= now then
+            local head = table.concat({{version, checked_at, fresh_until, ARGV[2], ARGV[3]}}, ' ')
+            redis.call('SET', key, head .. ' ' .. rest, 'KEEPTTL')
+            granted = 1
+        end
+    end
+    answers[#answers + 1] = value or ''
+    answers[#answers + 1] = granted
+end
+return answers
+"""
+
+_FILL = f"""{_HEADER}
+local filled = 0
+for i, key in ipairs(KEYS) do
+    local value = ARGV[i + 2]
+    local stored, lease = header(key)
+    if lease == ARGV[2] and stored <= tonumber(string.match(value, '^%-?%d+')) then
+        redis.call('SET', key, value, 'PX', ARGV[1])
+        filled = filled + 1
+    end
+end
+return filled
+"""
+
 _CHUNK = 500
 
 
-def _key(product_id: str, location: str) -> str:
-    return f"price:{location}/{product_id}"  # no id has a slash, so no two names share a key
-
-
-def _decode(value: bytes | None) -> Found | None:
-    if value is None:
-        return None
-    if value.startswith(_UNKNOWN):
-        return Unknown(value[len(_UNKNOWN) :].decode())
-    return decode_sheet(value[value.index(b" ") + 1 :])
-
-
 class Lifetimes(NamedTuple):
-    """How long entries live, in seconds, before jitter."""
+    """How long slots are fresh, and how long they stay to be served stale, in seconds, before jitter."""
 
     sheet_s: float
     unknown_s: float
+    stale_s: float
+
+    def slot(self, version: int, valid_until: int | None, payload: bytes, now: int) -> Slot:
+        """A slot that was checked just now (ms). Jitter keeps slots that were written together from going
+        stale together; a sheet is never fresh past its `valid_until` (ms)."""
+        life = self.unknown_s if version == UNKNOWN else self.sheet_s
+        fresh_until = now + int(life * 1000 * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load only
+        if valid_until is not None:
+            fresh_until = min(fresh_until, valid_until)
+        return Slot(version, now, fresh_until, payload)
+
+    @property
+    def stay_ms(self) -> int:
+        return int((self.sheet_s + self.stale_s) * 1000)
 
 
-def _arguments(entries: Iterable[tuple[Name, Found]], lifetimes: Lifetimes) -> Iterator[tuple[str, bytes, int]]:
-    """Key, value and time to live (ms) of each entry that is worth storing. Jitter keeps keys that were
-    written together from expiring together; a sheet never outlives its `valid_until`."""
-    now = time.time() * 1000
-    for (product_id, location), entry in entries:
-        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
-        if isinstance(entry, Unknown):
-            value, ttl = _UNKNOWN + entry.reason.encode(), lifetimes.unknown_s * 1000 * jitter
-        else:
-            value, ttl = b"%d %s" % (entry.version, encode_sheet(entry)), lifetimes.sheet_s * 1000 * jitter
-            if entry.valid_until is not None:
-                ttl = min(ttl, entry.valid_until - now)
-        if ttl >= 1:
-            yield _key(product_id, location), value, int(ttl)
+def slot_key(name: Name) -> str:
+    """Where a row's slot is. No id has a slash, so no two names share a key."""
+    return f"price:{name[1]}/{name[0]}"
 
 
-def _put_step() -> AbstractContextManager[None]:
-    return step("redis put prices", SpanKind.CLIENT, {"db.system.name": "redis"})
+def _encode(slot: Slot) -> bytes:
+    head = f"{slot.version} {slot.checked_at} {slot.fresh_until} {_NO_LEASE} 0 "
+    return head.encode() + slot.payload
 
 
-def _chunks(arguments: Iterator[tuple[str, bytes, int]]) -> Iterator[tuple[list[str], list[Any]]]:
-    chunk = list(arguments)
-    for start in range(0, len(chunk), _CHUNK):
-        part = chunk[start : start + _CHUNK]
-        yield [key for key, _, _ in part], [field for _, value, ttl in part for field in (value, ttl)]
+def _decode(value: bytes | None) -> Slot | None:
+    if not value:
+        return None
+    version, checked_at, fresh_until, _, _, payload = value.split(b" ", 5)
+    return None if int(version) == _EMPTY else Slot(int(version), int(checked_at), int(fresh_until), payload)
 
 
 class AsyncPriceCache:
@@ -86,21 +138,35 @@ class AsyncPriceCache:
     def __init__(self, client: redis.asyncio.Redis, lifetimes: Lifetimes) -> None:
         self._client = client
         self._lifetimes = lifetimes
-        self._store = client.register_script(_STORE)
+        self._lease = client.register_script(_LEASE)
+        self._fill = client.register_script(_FILL)
 
-    async def get_many(self, names: Sequence[Name]) -> list[Found | None]:
-        """One round trip; answers in the order of `names`, (product id, location) pairs."""
+    async def get(self, names: list[Name]) -> list[Slot | None]:
+        """One round trip; answers in the order of `names`."""
         if not names:
             return []
         with unavailable_if_down():
-            values: list[Any] = await self._client.mget([_key(*name) for name in names])
+            values: list[Any] = await self._client.mget([slot_key(name) for name in names])
         return [_decode(value) for value in values]
 
-    async def put(self, entries: Iterable[tuple[Name, Found]]) -> None:
-        """Store each entry under its name, unless something newer is there."""
+    async def lease(self, names: list[Name], token: str, now: int, lease_ms: int, *, early: bool) -> list[Leased]:
+        """Ask for the right to fill these slots, from `now` (ms) for `lease_ms`; `early` also where they are fresh."""
+        with unavailable_if_down():
+            answers: list[Any] = await self._lease(
+                keys=[slot_key(name) for name in names],
+                args=[now, token, now + lease_ms, lease_ms * 2, int(early)],
+            )
+        return [
+            Leased(_decode(value), bool(granted)) for value, granted in zip(answers[::2], answers[1::2], strict=True)
+        ]
+
+    async def fill(self, slots: Mapping[Name, Slot], token: str) -> None:
+        """Fill slots whose lease is still `token`'s."""
         with _put_step(), unavailable_if_down():
-            for keys, arguments in _chunks(_arguments(entries, self._lifetimes)):
-                await self._store(keys=keys, args=arguments)
+            await self._fill(
+                keys=[slot_key(name) for name in slots],
+                args=[self._lifetimes.stay_ms, token, *map(_encode, slots.values())],
+            )
 
     async def ping(self) -> None:
         with unavailable_if_down():
@@ -119,12 +185,42 @@ class PriceCache:
         self._store = client.register_script(_STORE)
 
     def put(self, sheets: Iterable[PriceSheet]) -> None:
-        """Store each, unless something newer is there."""
-        entries = (((sheet.product_id, sheet.location), sheet) for sheet in sheets)
+        """Store each, unless something newer is there, take away its lease, and tell the near caches."""
+        now = int(time.time() * 1000)
         with _put_step(), unavailable_if_down():
-            for keys, arguments in _chunks(_arguments(entries, self._lifetimes)):
-                self._store(keys=keys, args=arguments)
+            for chunk in _chunks(list(sheets)):
+                slots = [
+                    self._lifetimes.slot(sheet.version, sheet.valid_until, encode_sheet(sheet), now) for sheet in chunk
+                ]
+                self._store(
+                    keys=[slot_key((sheet.product_id, sheet.location)) for sheet in chunk],
+                    args=[self._lifetimes.stay_ms, *map(_encode, slots)],
+                )
+
+    def clear(self) -> int:
+        """Forget every price, also what would be served stale, here and in the near caches; how many slots."""
+        cleared = 0
+        with unavailable_if_down():
+            keys: list[bytes] = []
+            for key in self._client.scan_iter(match="price:*", count=1000):
+                keys.append(key)
+                if len(keys) >= _CHUNK:
+                    cleared += int(self._client.unlink(*keys))
+                    keys.clear()
+            if keys:
+                cleared += int(self._client.unlink(*keys))
+            self._client.publish(INVALIDATIONS, "0 *")
+        return cleared
 
     def ping(self) -> None:
         with unavailable_if_down():
             self._client.ping()
+
+
+def _chunks(sheets: Sequence[PriceSheet]) -> Iterator[Sequence[PriceSheet]]:
+    for start in range(0, len(sheets), _CHUNK):
+        yield sheets[start : start + _CHUNK]
+
+
+def _put_step() -> Any:
+    return step("redis put prices", SpanKind.CLIENT, {"db.system.name": "redis"})

@@ -25,7 +25,8 @@ class SheetQueries:
         """For each (product id, location), in order, what is stored of it."""
         rows = self._connection.execute(
             sa.text(
-                "SELECT p.product_key, l.location_key, lp.amount IS NOT NULL, coalesce(ps.version, 0), h.sheet"
+                "SELECT p.product_key, l.location_key, lp.amount IS NOT NULL, coalesce(ps.version, 0),"
+                " (extract(epoch FROM ps.valid_until) * 1000)::int8, h.sheet"
                 " FROM unnest(CAST(:products AS text[]), CAST(:locations AS text[]))"
                 "   WITH ORDINALITY AS n (product_id, location, nth)"
                 " LEFT JOIN products p USING (product_id)"

@@ -6,10 +6,10 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel
 
-_encoder = msgspec.json.Encoder(decimal_format="number")
+encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of a msgspec struct, a pydantic model, or plain data that holds them."""
-    body = _encoder.encode(content.model_dump() if isinstance(content, BaseModel) else content)
+    body = encode(content.model_dump() if isinstance(content, BaseModel) else content)
     return Response(body, status, headers, media_type="application/json")

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.bootstrap import Resources
+from app.bootstrap import ApiResources
 
 
-def resources(request: Request) -> Resources:
-    found: Resources = request.app.state.resources
+def resources(request: Request) -> ApiResources:
+    found: ApiResources = request.app.state.resources
     return found
 
 
-Deps = Annotated[Resources, Depends(resources)]
+Deps = Annotated[ApiResources, Depends(resources)]

@@ -11,7 +11,7 @@ from app.api.answers import answer
 from app.api.deps import Deps
 from app.api.problems import documented
 from app.api.schemas import MarketEvent, PublishedAnswer, TaskAccepted
-from app.bootstrap import Resources
+from app.bootstrap import ApiResources
 from app.domain.events import Event, EventType
 from app.observability import metrics
 from app.observability.tracing import current_trace_id
@@ -63,14 +63,14 @@ async def recalculate(deps: Deps, idempotency_key: IdempotencyKey = None) -> Res
     return answer({"task_id": event_id}, 202, {"Location": f"/api/v1/tasks/{event_id}"})
 
 
-async def _publish(given: MarketEvent, idempotency_key: str | None, deps: Resources) -> str:
+async def _publish(given: MarketEvent, idempotency_key: str | None, deps: ApiResources) -> str:
     event_id = given.id or _id_from(idempotency_key)
     event = Event(
         **given.model_dump(exclude={"id", "time"}),
         id=event_id,
         time=given.time or datetime.now(UTC),
     )
-    _, new = await deps.async_log.publish(event)
+    _, new = await deps.log.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "api").inc()
     return event_id

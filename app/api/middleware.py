@@ -1,70 +1,111 @@
-"""What happens around every request: its span, its duration, its access record, the limit of its body."""
+"""What happens around every request: its span, its duration, its access record, the limit of its body; and the
+quick way for prices that are at hand."""
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
-import structlog
-from opentelemetry import trace
+from opentelemetry import context, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api import quick
 from app.api.problems import make_problem, problem_response
-from app.observability import metrics
-from app.observability.tracing import context_from
+from app.observability.requests import Record, RequestLog
+from app.observability.tracing import RequestTrace, begin_request_trace
 
 _tracer = trace.get_tracer(__name__)
-_logger = structlog.get_logger("access")
+
+QuickAnswer = Callable[[bytes], bytes | None]
 
 
 class RequestMiddleware:
-    """Continues the client's trace or begins one, and answers with its `traceparent`."""
+    """Continues the client's trace or begins one, and answers with its `traceparent`.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Only sampled requests get a span; the others have ids, for logs and problem documents. `quick_answer` is
+    asked first for a POST of a price.
+    """
+
+    def __init__(self, app: ASGIApp, log: RequestLog, quick_answer: QuickAnswer, sample_ratio: float) -> None:
+        self._app, self._log, self._quick_answer, self._sample_ratio = app, log, quick_answer, sample_ratio
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        request = begin_request_trace(scope["headers"], self._sample_ratio)
+        if request.sampled:
+            with _tracer.start_as_current_span(
+                scope["method"],
+                context=request.parent_context(),
+                kind=trace.SpanKind.SERVER,
+                set_status_on_exception=False,
+            ) as span:
+                route, status = await self._serve(scope, receive, send, request.of_span(span))
+                _describe(span, scope, route, status)
+        else:
+            route, status = await self._serve(scope, receive, send, request)
+        seconds = time.perf_counter() - started
+        self._log.note(Record(time.time(), scope["method"], route, status, seconds, request.trace_id))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int]:
+        """Answer; the route's template and the status."""
+        if scope["path"] == quick.PATH and scope["method"] == "POST":
+            message = await receive()
+            if message["type"] == "http.request" and not message["more_body"]:
+                body = self._quick_answer(message["body"])
+                if body is not None:
+                    headers = [
+                        (b"content-type", b"application/json"),
+                        (b"content-length", b"%d" % len(body)),
+                        (b"traceparent", request.traceparent),
+                    ]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send({"type": "http.response.body", "body": body})
+                    return quick.PATH, 200
+            receive = _replayed(message, receive)
         status = 500
-        method = scope["method"]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        with _tracer.start_as_current_span(
-            method, context=context_from(headers), kind=trace.SpanKind.SERVER, set_status_on_exception=False
-        ) as span:
-            context = span.get_span_context()
-            traceparent = (
-                f"00-{trace.format_trace_id(context.trace_id)}-{trace.format_span_id(context.span_id)}"
-                f"-{context.trace_flags:02x}"
-            )
 
-            async def send_with_trace(message: Message) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                    message["headers"] = [*message.get("headers", ()), (b"traceparent", traceparent.encode())]
-                await send(message)
+        async def send_with_trace(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"traceparent", request.traceparent)]
+            await send(message)
 
+        if request.sampled:
+            await self._app(scope, receive, send_with_trace)
+        else:
+            token = context.attach(request.context())
             try:
                 await self._app(scope, receive, send_with_trace)
             finally:
-                seconds = time.perf_counter() - started
-                route = _route(scope)
-                metrics.http_request_duration.labels(method, route, str(status)).observe(seconds)
-                if span.is_recording():
-                    span.update_name(f"{method} {route}")
-                    span.set_attributes(
-                        {
-                            "http.request.method": method,
-                            "http.route": route,
-                            "url.path": scope["path"],
-                            "http.response.status_code": status,
-                        }
-                    )
-                    if status >= 500:
-                        span.set_status(trace.StatusCode.ERROR)
-                _logger.info("request", method=method, route=route, status=status, ms=round(seconds * 1000, 3))
+                context.detach(token)
+        return _route(scope), status
+
+
+def _describe(span: trace.Span, scope: Scope, route: str, status: int) -> None:
+    span.update_name(f"{scope['method']} {route}")
+    span.set_attributes(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "url.path": scope["path"],
+            "http.response.status_code": status,
+        }
+    )
+    if status >= 500:
+        span.set_status(trace.StatusCode.ERROR)
+
+
+def _replayed(first: Message, receive: Receive) -> Receive:
+    """What `receive` gives, with a message in front that was taken already."""
+    pending: list[Message] = [first]
+
+    async def receive_again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return receive_again
 
 
 class BodyLimitMiddleware:

@@ -9,7 +9,7 @@ from app.api.answers import answer
 from app.api.deps import Deps
 from app.api.problems import documented
 from app.api.schemas import PolicyPage
-from app.bootstrap import Resources
+from app.bootstrap import ApiResources
 from app.domain.rules import Id, Policy
 from app.errors import InvalidInput
 from app.services.rule_changes import remove_policy, save_policy
@@ -76,11 +76,11 @@ async def delete_policy(policy_id: Id, deps: Deps) -> Response:
     return Response(status_code=204)
 
 
-def _get(deps: Resources, policy_id: str) -> Policy:
+def _get(deps: ApiResources, policy_id: str) -> Policy:
     with deps.store.transaction() as tx:
         return tx.rules.policy(policy_id)
 
 
-def _page(deps: Resources, after: str, limit: int) -> list[Policy]:
+def _page(deps: ApiResources, after: str, limit: int) -> list[Policy]:
     with deps.store.transaction() as tx:
         return tx.rules.policies_after(after, limit + 1)

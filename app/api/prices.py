@@ -20,13 +20,12 @@ from app.api.schemas import (
     SimulationRequest,
     segment,
 )
-from app.bootstrap import Resources, now_ms
-from app.domain.quote import Quote
+from app.bootstrap import ApiResources, now_ms
 from app.domain.rules import Id
 from app.errors import NotFound
 from app.observability import metrics
 from app.services.history import price_history
-from app.services.quoting import QuoteRequest, quote_each
+from app.services.quoting import Answer, QuoteRequest, quote_each
 from app.services.simulation import simulate
 
 router = APIRouter(prefix="/api/v1", tags=["prices"])
@@ -39,8 +38,13 @@ CACHING_HEADERS = {
 
 @router.post("/price", response_model=QuoteAnswer, responses=documented(400, 404, 503), summary="Quote a price")
 async def quote_price(request: PriceRequest, deps: Deps) -> Response:
-    """What this product costs, here, now, for this customer, with every step that made the price."""
-    return answer(await _quote(request.quote_request(), deps))
+    """What this product costs, here, now, for this customer, with every step that made the price.
+
+    `source` is `stale`, and `Age` says how old it is in seconds, where the stores are away and the price is the
+    last one known.
+    """
+    found = await _quote(request.quote_request(), deps)
+    return answer(found.quote, headers=_age(found))
 
 
 @router.get(
@@ -62,9 +66,10 @@ async def get_price(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The same answer as POST /price, with an ETag. Clients may keep it, and must ask before they use it."""
-    quote = await _quote(QuoteRequest(product_id, location, segment(is_prime_member), quantity), deps)
+    found = await _quote(QuoteRequest(product_id, location, segment(is_prime_member), quantity), deps)
+    quote = found.quote
     etag = f'W/"{quote.version}-{int(quote.computed_at.timestamp() * 1000)}-{quote.segment}-{quantity}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    headers = {"ETag": etag, "Cache-Control": "no-cache"} | _age(found)
     known = [tag.strip() for tag in (if_none_match or "").split(",")]
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
@@ -76,7 +81,7 @@ async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
     """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone; an item that
     is not valid refuses the request, with its place."""
     requests = [item.quote_request() for item in request.items]
-    answers = await quote_each(requests, cache=deps.async_cache, store=deps.store, clock=now_ms)
+    answers = await quote_each(requests, deps.reader, now_ms)
     _count(answers)
     return answer({"items": [_batch_item(item) for item in answers]})
 
@@ -141,24 +146,28 @@ async def simulate_price(request: SimulationRequest, deps: Deps) -> Response:
     return answer(quote)
 
 
-async def _quote(request: QuoteRequest, deps: Resources) -> Quote:
-    answers = await quote_each([request], cache=deps.async_cache, store=deps.store, clock=now_ms)
+async def _quote(request: QuoteRequest, deps: ApiResources) -> Answer:
+    answers = await quote_each([request], deps.reader, now_ms)
     _count(answers)
     if isinstance(answers[0], NotFound):
         raise answers[0]
     return answers[0]
 
 
-def _count(answers: Iterable[Quote | NotFound]) -> None:
+def _age(found: Answer) -> dict[str, str]:
+    return {"Age": str(found.age_ms // 1000)} if found.quote.source == "stale" else {}
+
+
+def _count(answers: Iterable[Answer | NotFound]) -> None:
     for item in answers:
-        metrics.quotes.labels("unknown" if isinstance(item, NotFound) else item.source).inc()
+        metrics.quotes.labels("unknown" if isinstance(item, NotFound) else item.quote.source).inc()
 
 
-def _batch_item(item: Quote | NotFound) -> dict[str, Any]:
+def _batch_item(item: Answer | NotFound) -> dict[str, Any]:
     status: Literal[200, 404] = 404 if isinstance(item, NotFound) else 200
     return {
         "status": status,
-        "quote": None if isinstance(item, NotFound) else item,
+        "quote": None if isinstance(item, NotFound) else item.quote,
         "problem": problem_of(item).model_dump() if isinstance(item, NotFound) else None,
     }
 

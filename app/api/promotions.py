@@ -9,7 +9,7 @@ from app.api.answers import answer
 from app.api.deps import Deps
 from app.api.problems import documented
 from app.api.schemas import PromotionPage
-from app.bootstrap import Resources
+from app.bootstrap import ApiResources
 from app.domain.rules import Id, Promotion
 from app.errors import InvalidInput
 from app.services.rule_changes import remove_promotion, save_promotion
@@ -78,11 +78,11 @@ async def delete_promotion(promotion_id: Id, deps: Deps) -> Response:
     return Response(status_code=204)
 
 
-def _get(deps: Resources, promotion_id: str) -> Promotion:
+def _get(deps: ApiResources, promotion_id: str) -> Promotion:
     with deps.store.transaction() as tx:
         return tx.rules.promotion(promotion_id)
 
 
-def _page(deps: Resources, after: str, limit: int) -> list[Promotion]:
+def _page(deps: ApiResources, after: str, limit: int) -> list[Promotion]:
     with deps.store.transaction() as tx:
         return tx.rules.promotions_after(after, limit + 1)

@@ -119,7 +119,7 @@ class QuoteAnswer(BaseModel):
     rounding_scope: Literal["unit", "line"]
     adjustments: list[AdjustmentAnswer]
     rejected: list[RejectedAnswer]
-    source: Literal["cache", "database", "simulation"]
+    source: Literal["cache", "database", "stale", "simulation"]
     version: int = Field(ge=0, description="Rises with every change of the price sheet.")
     computed_at: datetime
     valid_until: datetime | None = Field(description="When a promotion next begins or ends.")

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from app.adapters.database import make_engine, unavailable_if_down
 from app.adapters.event_log import position_at
 from app.adapters.locks import Locks as RedisLocks
-from app.adapters.price_cache import Lifetimes, PriceCache
+from app.adapters.price_cache import PriceCache
 from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store, Transaction
-from app.bootstrap import now_ms
+from app.bootstrap import lifetimes, now_ms
 from app.catalog.files import Part
 from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
 from app.domain.rows import RowScope
@@ -130,8 +130,9 @@ def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
     cache: SheetCache = _NoCache()
     locks: Locks = _NoLocks()
     if settings.cache_url is not None and settings.events_url is not None:
-        lifetimes = Lifetimes(settings.cache_ttl_s, settings.unknown_ttl_s)
-        cache = PriceCache(make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s), lifetimes)
+        cache = PriceCache(
+            make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s), lifetimes(settings)
+        )
         broker = make_redis(settings.events_url.get_secret_value(), settings.store_timeout_s)
         locks = RedisLocks(broker, settings.lock_ttl_s)
     try:

@@ -10,7 +10,7 @@ from app.domain.columns import Segment
 from app.domain.money import SCALE, to_decimal, unscale
 from app.domain.sheet import Change, PriceSheet
 
-Source = Literal["cache", "database", "simulation"]
+Source = Literal["cache", "database", "stale", "simulation"]
 
 MAX_QUANTITY = 1_000_000
 

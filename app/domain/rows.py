@@ -29,12 +29,14 @@ class StoredInputs(NamedTuple):
 
 class StoredSheet(NamedTuple):
     """What is stored of one row. `product_key` and `location_key` are None where the name is unknown,
-    `listed` says whether it has a list price, `sheet` is a `PriceSheet` as JSON, or None if not computed yet."""
+    `listed` says whether it has a list price, `sheet` is a `PriceSheet` as JSON, or None if not computed yet;
+    it holds until `valid_until` (ms since 1970; None: no end is known)."""
 
     product_key: int | None
     location_key: int | None
     listed: bool
     version: int
+    valid_until: int | None
     sheet: bytes | None
 
 

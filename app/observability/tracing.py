@@ -1,16 +1,18 @@
 """Traces: one id from the HTTP request through stream, task, SQL and cache. W3C trace context everywhere."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from random import getrandbits, random
+from typing import NamedTuple
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.propagators.textmap import CarrierT
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.settings import Settings
@@ -18,14 +20,15 @@ from app.settings import Settings
 _tracer = trace.get_tracer("pricing")
 
 
-def configure_tracing(settings: Settings, service: str) -> TracerProvider:
+def configure_tracing(settings: Settings, service: str, *, sampled_by_caller: bool = False) -> TracerProvider:
     """Install the provider of this process; call it after every fork. `shutdown()` it to flush.
 
     Without an endpoint there are ids but no spans go anywhere. Batches are small, so that encoding one does
-    not hold up the requests beside it.
+    not hold up the requests beside it. `sampled_by_caller`: whoever begins a trace has drawn already.
     """
+    root = ALWAYS_ON if sampled_by_caller else TraceIdRatioBased(settings.trace_sample_ratio)
     provider = TracerProvider(
-        sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio),
+        sampler=ParentBased(root),
         resource=Resource.create({"service.name": service}),
         shutdown_on_exit=False,
     )
@@ -55,8 +58,50 @@ def context_of(traceparent: str | None) -> Context:
     return propagate.extract({"traceparent": traceparent} if traceparent else {})
 
 
-def context_from(headers: CarrierT) -> Context:
-    return propagate.extract(headers)
+class RequestTrace(NamedTuple):
+    """The trace of one HTTP request, and the span that stands for it here. Ids are lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    sampled: bool
+
+    @property
+    def traceparent(self) -> bytes:
+        return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}".encode()
+
+    def parent_context(self) -> Context | None:
+        """What the request's own span continues."""
+        if self.parent_id is None:
+            return Context()
+        return self._replace(span_id=self.parent_id).context()
+
+    def context(self) -> Context:
+        """The request as the current span, for what has no span of its own."""
+        flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if self.sampled else trace.TraceFlags.DEFAULT)
+        own = trace.SpanContext(int(self.trace_id, 16), int(self.span_id, 16), is_remote=True, trace_flags=flags)
+        return trace.set_span_in_context(trace.NonRecordingSpan(own), Context())
+
+    def of_span(self, span: trace.Span) -> "RequestTrace":
+        own = span.get_span_context()
+        ids = trace.format_trace_id(own.trace_id), trace.format_span_id(own.span_id)
+        return RequestTrace(*ids, self.parent_id, own.trace_flags.sampled)
+
+
+_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
+
+
+def begin_request_trace(headers: Iterable[tuple[bytes, bytes]], sample_ratio: float) -> RequestTrace:
+    """Continue the trace of a valid `traceparent` header (W3C Trace Context, level 1), as sampled as it is, or
+    begin one that is sampled with this probability."""
+    span_id = f"{getrandbits(64) or 1:016x}"
+    for name, value in headers:
+        if name == b"traceparent":
+            match = _TRACEPARENT.fullmatch(value)
+            if match is not None and match[1] != _NO_TRACE and match[2] != _NO_SPAN:
+                return RequestTrace(match[1].decode(), span_id, match[2].decode(), int(match[3], 16) & 1 == 1)
+    return RequestTrace(f"{getrandbits(128) or 1:032x}", span_id, None, random() < sample_ratio)  # noqa: S311 - sampling
 
 
 @contextmanager

@@ -97,14 +97,10 @@ def upgrade() -> None:
     op.create_table(
         "processed_events",
         sa.Column("event_id", sa.Text(), nullable=False),
-        sa.Column(
-            "processed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
+        sa.Column("processed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("event_id", name=op.f("processed_events_pkey")),
     )
-    op.create_index(
-        op.f("processed_events_processed_at_idx"), "processed_events", ["processed_at"], unique=False
-    )
+    op.create_index(op.f("processed_events_processed_at_idx"), "processed_events", ["processed_at"], unique=False)
     op.create_table(
         "signals",
         sa.Column("product_key", sa.Integer(), nullable=False),
@@ -151,9 +147,7 @@ def upgrade() -> None:
         sa.Column("category_key", sa.Integer(), nullable=True),
         sa.Column("brand", sa.Text(), nullable=True),
         sa.Column("size", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["category_key"], ["categories.category_key"], name=op.f("products_category_key_fkey")
-        ),
+        sa.ForeignKeyConstraint(["category_key"], ["categories.category_key"], name=op.f("products_category_key_fkey")),
         sa.ForeignKeyConstraint(
             ["department_key"], ["departments.department_key"], name=op.f("products_department_key_fkey")
         ),
@@ -206,18 +200,12 @@ def upgrade() -> None:
         ),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("removed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["category_key"], ["categories.category_key"], name=op.f("policies_category_key_fkey")
-        ),
+        sa.ForeignKeyConstraint(["category_key"], ["categories.category_key"], name=op.f("policies_category_key_fkey")),
         sa.ForeignKeyConstraint(
             ["department_key"], ["departments.department_key"], name=op.f("policies_department_key_fkey")
         ),
-        sa.ForeignKeyConstraint(
-            ["location_key"], ["locations.location_key"], name=op.f("policies_location_key_fkey")
-        ),
-        sa.ForeignKeyConstraint(
-            ["product_key"], ["products.product_key"], name=op.f("policies_product_key_fkey")
-        ),
+        sa.ForeignKeyConstraint(["location_key"], ["locations.location_key"], name=op.f("policies_location_key_fkey")),
+        sa.ForeignKeyConstraint(["product_key"], ["products.product_key"], name=op.f("policies_product_key_fkey")),
         sa.PrimaryKeyConstraint("policy_key", name=op.f("policies_pkey")),
         sa.UniqueConstraint("policy_id", name=op.f("policies_policy_id_key")),
     )
@@ -262,9 +250,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["location_key"], ["locations.location_key"], name=op.f("promotions_location_key_fkey")
         ),
-        sa.ForeignKeyConstraint(
-            ["product_key"], ["products.product_key"], name=op.f("promotions_product_key_fkey")
-        ),
+        sa.ForeignKeyConstraint(["product_key"], ["products.product_key"], name=op.f("promotions_product_key_fkey")),
         sa.PrimaryKeyConstraint("promotion_key", name=op.f("promotions_pkey")),
         sa.UniqueConstraint("promotion_id", name=op.f("promotions_promotion_id_key")),
     )
@@ -292,9 +278,7 @@ def downgrade() -> None:
         table_name="promotions",
         postgresql_where=sa.text("product_key IS NULL AND NOT removed"),
     )
-    op.drop_index(
-        "promotions_product_key_idx", table_name="promotions", postgresql_where=sa.text("NOT removed")
-    )
+    op.drop_index("promotions_product_key_idx", table_name="promotions", postgresql_where=sa.text("NOT removed"))
     op.drop_table("promotions")
     op.drop_index(
         "policies_one_per_scope_key",

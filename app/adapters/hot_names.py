@@ -1,0 +1,66 @@
+"""Which prices are asked for most: kept in Redis by all API processes, to warm up a process that starts."""
+
+import asyncio
+from contextlib import suppress
+from heapq import nlargest
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from app.errors import Unavailable
+from app.services.reading import SheetReader
+from app.services.slots import Name
+
+_KEY = "hot_prices"
+_KEEP = 10_000
+_WARM_UP = 5_000
+_REPORT_INTERVAL_S = 10.0
+_REPORTED = 500
+_FORGET_S = 86_400
+_CHUNK = 500
+
+
+class HotNames:
+    """Reports the hottest rows of this process now and then; at the start reads those of all."""
+
+    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader) -> None:
+        self._client, self._reader = client, reader
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._report())]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _warm_up(self) -> None:
+        """Read the rows that were asked for most; the process serves meanwhile."""
+        with suppress(Unavailable, redis.RedisError):
+            names = [_name(member) for member in await self._client.zrevrange(_KEY, 0, _WARM_UP - 1)]
+            for start in range(0, len(names), _CHUNK):
+                await self._reader.find(names[start : start + _CHUNK])
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_INTERVAL_S)
+            entries = self._reader.near.hits()
+            # In a thread: looking through a hundred thousand entries would hold up the requests.
+            hottest = await asyncio.to_thread(nlargest, _REPORTED, entries, key=lambda item: item[1].hits)
+            if not hottest:
+                continue
+            with suppress(redis.RedisError):
+                async with self._client.pipeline(transaction=False) as pipeline:
+                    for name, entry in hottest:
+                        pipeline.zincrby(_KEY, entry.hits, f"{name[1]}/{name[0]}")
+                    pipeline.zremrangebyrank(_KEY, 0, -_KEEP - 1)
+                    pipeline.expire(_KEY, _FORGET_S)
+                    await pipeline.execute()
+
+
+def _name(member: Any) -> Name:
+    location, _, product_id = member.decode().partition("/")
+    return product_id, location

@@ -1,0 +1,124 @@
+"""The near cache: slots in this process, trusted only while the invalidation feed is heard.
+
+Staleness is bounded: a write reaches the cache and the feed in one step, so an entry is wrong only for as long as
+the message is on its way, or, where the feed has broken silently, for `silence_ms` at most.
+"""
+
+from collections.abc import Callable
+
+from app.services.slots import Name, Slot
+
+_CONTEXTS = 8
+"""Encoded answers kept per entry: two segments in a few usual quantities."""
+
+
+class Entry:
+    """One row. `answers` holds finished answers by (segment, quantity)."""
+
+    __slots__ = ("answers", "epoch", "hits", "refresh_at", "slot")
+
+    def __init__(self, slot: Slot, epoch: int, refresh_at: int) -> None:
+        self.slot, self.epoch, self.refresh_at = slot, epoch, refresh_at
+        self.hits = 0
+        self.answers: dict[tuple[int, int], bytes] | None = None
+
+    def remember(self, context: tuple[int, int], answer: bytes) -> None:
+        if self.answers is None:
+            self.answers = {}
+        if len(self.answers) < _CONTEXTS:
+            self.answers[context] = answer
+
+
+class NearCache:
+    """At most `capacity` rows. `clock` gives ms that never run backwards."""
+
+    def __init__(self, capacity: int, silence_ms: int, clock: Callable[[], int]) -> None:
+        self._capacity, self._silence_ms, self._clock = capacity, silence_ms, clock
+        self._entries: dict[Name, Entry] = {}
+        # Versions told lately: a slot that was read before its invalidation arrived is not kept after it.
+        # Two generations, swapped by time, bound their number.
+        self._told: dict[Name, int] = {}
+        self._told_before: dict[Name, int] = {}
+        self._swapped_at = clock()
+        self._heard_at = -(10**15)
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the feed has been heard lately."""
+        return self._clock() - self._heard_at <= self._silence_ms
+
+    def fresh(self, name: Name, now: int) -> Entry | None:
+        """The row, where it may be served as it is; `now` is in ms since 1970."""
+        entry = self._entries.get(name)
+        if entry is None or entry.epoch != self._epoch or now >= entry.slot.fresh_until or not self.trusted:
+            return None
+        entry.hits += 1
+        return entry
+
+    def last_known(self, name: Name) -> Slot | None:
+        """The row however old it is, for when nothing newer can be had."""
+        entry = self._entries.get(name)
+        return None if entry is None else entry.slot
+
+    def put(self, name: Name, slot: Slot, refresh_at: int, epoch: int) -> None:
+        """Keep a slot that was read in `epoch`, unless something newer was told or the feed broke meanwhile.
+        From `refresh_at` (ms since 1970) on it should be refreshed although it is still fresh."""
+        if not self._capacity or epoch != self._epoch or not self.trusted or self._newer_told(name, slot.version):
+            return
+        if len(self._entries) >= self._capacity and name not in self._entries:
+            self._evict()
+        self._entries[name] = Entry(slot, epoch, refresh_at)
+
+    @property
+    def epoch(self) -> int:
+        """Rises whenever what was kept before may have missed an invalidation."""
+        return self._epoch
+
+    def heard(self) -> None:
+        """The feed has shown that it lives. After a silence everything kept before it is distrusted."""
+        if not self.trusted:
+            self._epoch += 1
+        self._heard_at = self._clock()
+
+    def reconnected(self) -> None:
+        """The feed has begun anew, and may have missed anything."""
+        self._epoch += 1
+        self._heard_at = self._clock()
+
+    def told(self, name: Name, version: int) -> None:
+        """A writer has stored `version` of this row."""
+        now = self._clock()
+        if now - self._swapped_at > 10_000:
+            self._told_before, self._told, self._swapped_at = self._told, {}, now
+        self._told[name] = version
+        entry = self._entries.get(name)
+        if entry is not None and entry.slot.version <= version:
+            del self._entries[name]
+
+    def clear(self) -> None:
+        """Forget everything, also what would be served stale."""
+        self._epoch += 1
+        self._entries.clear()
+
+    def hits(self) -> list[tuple[Name, Entry]]:
+        """Every entry as it is now; its `hits` say how often it was asked for lately."""
+        return list(self._entries.items())
+
+    def _newer_told(self, name: Name, version: int) -> bool:
+        told = self._told.get(name, self._told_before.get(name))
+        return told is not None and told > version
+
+    def _evict(self) -> None:
+        """Second chance: the oldest entry goes, unless it was asked for since it was last looked at."""
+        for _ in range(len(self._entries)):
+            name = next(iter(self._entries))
+            entry = self._entries.pop(name)
+            if entry.hits < 2:
+                return
+            entry.hits //= 2
+            self._entries[name] = entry
+        self._entries.pop(next(iter(self._entries)))
