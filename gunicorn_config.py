@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import signal
 
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
@@ -49,8 +50,11 @@ proc_name = "pricing-api"
 
 
 def post_fork(server, worker):
+    # The master's handlers, which a fork inherits, would only note these and do nothing.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     # After the fork: an exporter's thread does not survive one.
-    worker.tracer_provider = configure_tracing(settings, "pricing-api")
+    worker.tracer_provider = configure_tracing(settings, "pricing-api", sampled_by_caller=True)
 
 
 def worker_exit(server, worker):

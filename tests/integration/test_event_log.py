@@ -1,0 +1,198 @@
+"""The stream: in once, read once, reclaimed when forgotten, set aside with a reason, never trimmed too far."""
+
+import asyncio
+import json
+import threading
+from uuid import uuid4
+
+import pytest
+import redis
+
+from app.adapters.event_log import AsyncEventLog, EventLog, Names, position, position_at
+from app.adapters.redis_clients import make_async_redis, make_redis
+from app.domain.events import Event, EventType, decode_event
+from app.errors import Unavailable
+from tests.support.waiting import eventually
+
+NAMES = Names(stream="s", channel="c", group="g", dead_letters="d")
+
+
+@pytest.fixture
+def log(valkey: redis.Redis) -> EventLog:
+    log = EventLog(valkey, NAMES, remember_s=100)
+    log.ensure_group()
+    return log
+
+
+def event(event_id: str | None = None) -> Event:
+    return Event(id=event_id or str(uuid4()), type=EventType.RECALCULATE, source="/test")
+
+
+def test_a_published_event_is_in_the_stream_and_rings_the_doorbell_with_its_place(log: EventLog) -> None:
+    sent = event()
+    with log.doorbell() as subscription:
+        eventually(lambda: subscription.subscribed and subscription.get_message(timeout=0.1) is None)
+        stream_id, new = log.publish(sent)
+        message = eventually(lambda: subscription.get_message(timeout=1))
+    assert new
+    assert json.loads(message["data"]) == {"streamid": stream_id, **json.loads(sent.model_dump_json(exclude_none=True))}
+    (entry,) = log.read("me", 10)
+    assert entry.stream_id == stream_id
+    assert decode_event(entry.event or b"") == sent
+
+
+def test_a_second_publish_of_an_id_finds_the_first(log: EventLog, valkey: redis.Redis) -> None:
+    first = log.publish(event("one"))
+    assert log.publish(event("one")) == (first[0], False)
+    assert valkey.xlen("s") == 1
+    assert 0 < valkey.ttl("event:one") <= 100
+
+
+def test_of_many_publishes_of_an_id_at_once_one_is_new(log: EventLog, valkey: redis.Redis, valkey_url: str) -> None:
+    answers: list[tuple[str, bool]] = []
+    start = threading.Barrier(8)
+
+    def publish() -> None:
+        with make_redis(valkey_url, 5) as client:
+            own = EventLog(client, NAMES, 100)
+            start.wait()
+            answers.extend(own.publish(event(f"e-{n}")) for n in range(20))
+
+    threads = [threading.Thread(target=publish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 160
+    assert sum(new for _, new in answers) == valkey.xlen("s") == 20
+    assert len({stream_id for stream_id, _ in answers}) == 20
+
+
+def test_the_publishers_side_does_the_same_on_the_event_loop(log: EventLog, valkey_url: str) -> None:
+    async def publish() -> tuple[tuple[str, bool], tuple[str, bool], bool, bool]:
+        client = make_async_redis(valkey_url, 5)
+        own = AsyncEventLog(client, NAMES, 100)
+        try:
+            return (
+                await own.publish(event("two")),
+                await own.publish(event("two")),
+                await own.known("two"),
+                await own.known("three"),
+            )
+        finally:
+            await own.close()
+
+    first, second, known, unknown = asyncio.run(publish())
+    assert first[1]
+    assert second == (first[0], False)
+    assert (known, unknown) == (True, False)
+    assert [entry.stream_id for entry in log.read("me", 10)] == [first[0]]
+
+
+def test_every_entry_is_read_by_one_consumer_in_the_order_of_the_stream(log: EventLog) -> None:
+    ids = [log.publish(event())[0] for _ in range(5)]
+    first, second = log.read("one", 3), log.read("two", 10)
+    assert [entry.stream_id for entry in (*first, *second)] == ids
+    assert len(first) == 3
+    assert log.read("one", 10) == []
+
+
+def test_what_was_not_acknowledged_is_reclaimed_and_what_was_is_not(log: EventLog) -> None:
+    ids = [log.publish(event())[0] for _ in range(3)]
+    log.read("dead", 10)
+    log.acknowledge(ids[:1])
+    assert log.reclaim("alive", idle_s=60, count=10) == []
+    reclaimed = eventually(lambda: log.reclaim("alive", idle_s=0.05, count=10))
+    assert [(entry.stream_id, failed) for entry, failed in reclaimed] == [(ids[1], 0), (ids[2], 0)]
+    log.acknowledge(ids)
+    assert log.reclaim("alive", idle_s=0, count=10) == []
+
+
+def test_only_failures_that_are_the_events_own_count_as_attempts(log: EventLog) -> None:
+    stream_id, _ = log.publish(event())
+    log.read("me", 10)
+
+    def attempts() -> int:
+        ((_, failed),) = log.reclaim("me", idle_s=0, count=10)
+        return failed
+
+    for error in (Unavailable("away"), ConnectionError(), TimeoutError()):
+        with pytest.raises(type(error)), log.attempt([stream_id]):
+            raise error
+        assert attempts() == 0
+    for expected in (1, 2):
+        with pytest.raises(ZeroDivisionError), log.attempt([stream_id]):
+            raise ZeroDivisionError
+        assert attempts() == expected
+    log.attempt([stream_id]).__enter__()  # and the process dies
+    assert attempts() == 3
+
+
+def test_an_acknowledged_entry_leaves_no_count_behind(log: EventLog, valkey: redis.Redis) -> None:
+    ids = [log.publish(event())[0] for _ in range(2)]
+    entries = log.read("me", 10)
+    with log.attempt(ids):
+        pass
+    log.acknowledge(ids[:1])
+    log.dead_letter(entries[1], "why", 1)
+    assert not valkey.exists("s:attempts")
+
+
+def test_a_dead_letter_keeps_the_event_the_reason_and_the_place_and_is_acknowledged(
+    log: EventLog, valkey: redis.Redis
+) -> None:
+    log.publish(event("bad"))
+    (entry,) = log.read("me", 10)
+    log.dead_letter(entry, "no such thing", 3)
+    log.refuse(b"gibberish", "not JSON")
+    letters = [letter for _, letter in valkey.xrange("d")]
+    assert letters == [
+        {
+            b"event": entry.event,
+            b"stream_id": entry.stream_id.encode(),
+            b"reason": b"no such thing",
+            b"attempts": b"3",
+        },
+        {b"event": b"gibberish", b"stream_id": b"", b"reason": b"not JSON", b"attempts": b"1"},
+    ]
+    assert valkey.xpending("s", "g")["pending"] == 0
+
+
+def test_trimming_drops_what_every_group_is_done_with_and_nothing_else(log: EventLog, valkey: redis.Redis) -> None:
+    ids = [log.publish(event())[0] for _ in range(6)]
+    assert log.trim() == 0, "nothing was read"
+    log.read("me", 4)
+    assert log.trim() == 0, "nothing was acknowledged"
+    log.acknowledge([ids[0], ids[2]])
+    assert log.trim() == 1
+    assert [stream_id.decode() for stream_id, _ in valkey.xrange("s")] == ids[1:]
+    valkey.xgroup_create("s", "another", id=ids[1])
+    log.acknowledge([ids[1], ids[3]])
+    assert log.trim() == 0, "the other group has read up to the second only"
+    valkey.xgroup_setid("s", "another", "$")
+    log.trim()
+    assert [entry.stream_id for entry in log.read("me", 10)] == ids[4:]
+
+
+def test_a_message_is_heard_first_by_one_of_many(log: EventLog) -> None:
+    heard = [log.hear(b"ding", 5) for _ in range(3)]
+    assert [first for _, first in heard] == [True, False, False]
+    assert len({own_id for own_id, _ in heard}) == 1
+    assert log.hear(b"dong", 5)[1]
+
+
+def test_positions_order_as_stream_ids_do() -> None:
+    ids = ["0-1", "5-0", "5-1", "5-10", "6-0", "1700000000000-0", "1700000000000-2", "1700000000001-0"]
+    positions = [position(stream_id) for stream_id in ids]
+    assert positions == sorted(set(positions))
+    assert position_at(1_700_000_000_000) == position("1700000000000-0")
+    assert position("99999999999999999-99") > position("1700000000000-5")
+
+
+def test_a_group_that_vanished_is_made_again(log: EventLog, valkey: redis.Redis) -> None:
+    log.publish(event())
+    valkey.delete("s")
+    log.ensure_group()
+    stream_id, _ = log.publish(event())
+    log.ensure_group()
+    assert [entry.stream_id for entry in log.read("me", 10)] == [stream_id]

@@ -1,0 +1,237 @@
+"""Repricing: no update is lost, nothing is written twice, nothing old overwrites anything new."""
+
+import threading
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+
+import numpy as np
+import psycopg
+import pytest
+import redis
+
+from app.adapters.event_log import position
+from app.adapters.locks import Locks
+from app.adapters.store import Store, Transaction
+from app.bootstrap import now_ms
+from app.domain.columns import Table
+from app.domain.events import Event, EventType
+from app.domain.money import SCALE
+from app.domain.rows import RowScope
+from app.domain.rules import Policy, PolicyKindName
+from app.domain.sheet import PriceSheet
+from app.domain.task import TaskState
+from app.services.applying import Applied, Positioned, apply_events
+from app.services.recalculation import recalculate
+from app.services.repricing import out_of_date, reprice
+from tests.support.waiting import eventually
+
+Row = Callable[..., Table]
+Apply = Callable[..., tuple[Applied, "Written", "Queued"]]
+AT_COST = Policy(
+    policy_id="at-cost", name="At cost", kind=PolicyKindName.COST_PLUS, max_change_percent=Decimal(10), currency="USD"
+)
+"""The price is the cost, but within a tenth of the list price: it depends on both."""
+
+
+class Written:
+    """A cache that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.sheets: list[PriceSheet] = []
+
+    def put(self, sheets: Iterable[PriceSheet]) -> None:
+        self.sheets += sheets
+
+    def prices(self) -> list[int]:
+        return [sheet.everyone.tiers[0].final // SCALE for sheet in self.sheets]
+
+
+class Queued:
+    """A queue that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def recalculate(self, task_id: str) -> None:
+        self.tasks.append(task_id)
+
+
+def set_signal(tx: Transaction, row: Table, signal: str, value: int, at: int = 1) -> None:
+    ((product, location),) = row.tolist()
+    tx.catalog.set_signals(signal, [(product, location, value, at)])
+
+
+def history(store: Store, product_id: str = "P-1", location: str = "NY") -> list[tuple[int, int, str]]:
+    """(version, price, cause), oldest first."""
+    with store.transaction() as tx:
+        entries = tx.sheets.history(product_id, location, None, 100)
+    return [(entry.version, entry.everyone_price, entry.cause) for entry in reversed(entries)]
+
+
+def test_two_transactions_on_one_row_never_lose_an_update(database_url: str, store: Store, row: Row) -> None:
+    """The second waits for the first, and then sees what it wrote."""
+    key = row()
+    with store.transaction() as tx:
+        tx.rules.save_policy(AT_COST, 1)
+        set_signal(tx, key, "cost", 1000)
+        reprice(tx, key, now_ms, "start")
+
+    def dearer() -> None:
+        with store.transaction() as tx:
+            set_signal(tx, key, "list_price", 5000)
+            reprice(tx, key, now_ms, "list price")
+
+    second = threading.Thread(target=dearer)
+    with store.transaction() as tx:
+        set_signal(tx, key, "cost", 10_000)
+        reprice(tx, key, now_ms, "cost")
+        second.start()
+        eventually(lambda: somebody_waits(database_url))
+    second.join()
+    assert history(store) == [(1, 1000, "start"), (2, 1100, "cost"), (3, 5500, "list price")]
+
+
+def somebody_waits(database_url: str) -> bool:
+    """Whether a transaction in this database waits for another's lock."""
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database_url) as connection:
+        return connection.execute(waiting).rowcount > 0
+
+
+def test_many_at_once_leave_the_versions_without_gap_and_the_last_input_in_force(store: Store, row: Row) -> None:
+    key = row()
+    start = threading.Barrier(6)
+
+    def work(worker: int) -> None:
+        start.wait()
+        for n in range(10):
+            at = 1 + n * 6 + worker
+            with store.transaction() as tx:
+                set_signal(tx, key, "list_price", 1000 + at, at)
+                reprice(tx, key, now_ms, f"{at}")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    versions = history(store)
+    assert [version for version, _, _ in versions] == list(range(1, len(versions) + 1))
+    assert [price for _, price, _ in versions] == sorted({price for _, price, _ in versions}), "never backwards"
+    assert versions[-1][1] == 1060
+
+
+def test_what_did_not_change_is_not_written(store: Store, row: Row) -> None:
+    key = row()
+    with store.transaction() as tx:
+        assert len(reprice(tx, key, now_ms, "first")) == 1
+    with store.transaction() as tx:
+        assert reprice(tx, key, now_ms, "again") == []
+        set_signal(tx, key, "cost", 700)  # no policy looks at it
+        assert reprice(tx, key, now_ms, "cost") == []
+        assert reprice(tx, np.zeros(0, key.dtype), now_ms, "nothing") == []
+    assert history(store) == [(1, 1000, "first")]
+
+
+def test_a_recalculation_that_looked_before_an_event_does_not_overwrite_it(store: Store, row: Row) -> None:
+    key = row()
+    with store.transaction() as late:
+        stale = out_of_date(late, late.prices.inputs(key), now_ms())
+        assert len(stale) == 1
+        with store.transaction() as tx:
+            set_signal(tx, key, "list_price", 2000)
+            reprice(tx, key, now_ms, "event")
+        assert reprice(late, stale, now_ms, "recalculation") == []
+    assert history(store) == [(1, 2000, "event")]
+
+
+def test_an_older_signal_never_replaces_a_newer_one(store: Store, row: Row) -> None:
+    key = row()
+    with store.transaction() as tx:
+        set_signal(tx, key, "list_price", 2000, at=10)
+        set_signal(tx, key, "list_price", 3000, at=9)
+        reprice(tx, key, now_ms, "both")
+        set_signal(tx, key, "list_price", 4000, at=10)
+        reprice(tx, key, now_ms, "the same event again")
+    assert [price for _, price, _ in history(store)] == [2000, 4000]
+
+
+@pytest.fixture
+def apply(store: Store, valkey: redis.Redis) -> Apply:
+    """Applies events, given as (stream id, event), as a task does."""
+
+    def run(*events: tuple[str, Event]) -> tuple[Applied, Written, Queued]:
+        cache, queue = Written(), Queued()
+        batch = [Positioned(stream_id, position(stream_id), event) for stream_id, event in events]
+        applied = apply_events(
+            "scope", batch, store=store, cache=cache, locks=Locks(valkey, 30), queue=queue, clock=now_ms
+        )
+        return applied, cache, queue
+
+    return run
+
+
+def list_price(event_id: str, amount: float, subject: str = "P-1", location: str = "NY") -> Event:
+    return Event(
+        id=event_id, type=EventType.LIST_PRICE_CHANGED, subject=subject, location=location, data={"amount": amount}
+    )
+
+
+def test_a_batch_is_applied_in_the_order_of_the_stream_whatever_its_own(store: Store, apply: Apply) -> None:
+    applied, cache, _ = apply(("3-0", list_price("c", 3)), ("1-0", list_price("a", 1)), ("2-0", list_price("b", 2)))
+    assert (applied.new, applied.sheets, applied.refused) == (3, 1, [])
+    assert cache.prices() == [300]
+    assert [price for _, price, _ in history(store)] == [300]
+
+
+def test_a_repeat_writes_nothing_but_the_cache(store: Store, apply: Apply) -> None:
+    """The first run may have died after its commit, before it wrote to the cache."""
+    event = ("1-0", list_price("a", 7))
+    apply(event)
+    applied, cache, _ = apply(event)
+    assert (applied.new, applied.sheets) == (0, 0)
+    assert cache.prices() == [700]
+    assert len(history(store)) == 1
+
+
+def test_a_refused_event_is_not_processed_and_is_refused_again(store: Store, apply: Apply) -> None:
+    bad = ("2-0", list_price("bad", 1.005))
+    for n in range(2):
+        applied, _, _ = apply(("1-0", list_price("good", 1)), bad)
+        assert [refused.stream_id for refused in applied.refused] == ["2-0"]
+        assert "data.amount" in applied.refused[0].reason
+        assert applied.new == 1 - n
+    with store.transaction() as tx:
+        assert (tx.events.processed("good"), tx.events.processed("bad")) == (True, False)
+
+
+def test_a_recalculation_that_died_is_resumed_and_caches_what_the_dead_one_did_not(
+    store: Store, valkey: redis.Redis
+) -> None:
+    with store.transaction() as tx:
+        tx.tasks.create("t", RowScope(), 4, None)
+
+    class Dies(Written):
+        def put(self, sheets: Iterable[PriceSheet]) -> None:
+            if len(self.sheets) == 1:
+                raise KeyboardInterrupt
+            super().put(sheets)
+
+    def run(cache: Written) -> bool:
+        locks, queue = Locks(valkey, 30), Queued()
+        return recalculate("t", 1, store=store, cache=cache, locks=locks, queue=queue, clock=now_ms)
+
+    dead, alive = Dies(), Written()
+    with pytest.raises(KeyboardInterrupt):
+        run(dead)
+    assert run(alive)
+    assert {(sheet.product_id, sheet.location) for sheet in (*dead.sheets, *alive.sheets)} == {
+        (product, location) for product in ("P-1", "P-2") for location in ("NY", "TYO")
+    }
+    with store.transaction() as tx:
+        task = tx.tasks.get("t")
+    assert task is not None
+    assert (task.state, task.done, task.total) == (TaskState.SUCCEEDED, 4, 4)
+    for product, location in (("P-1", "NY"), ("P-2", "TYO")):
+        assert history(store, product, location) == [(1, 1000, "event:t")]
+    assert run(Written()), "a finished task has nothing left to do"
