@@ -151,8 +151,9 @@ def test_every_command_names_something_that_exists() -> None:
             case ["python", "deploy/health.py", role]:
                 assert role in OURS
             case ["sh", "-c", script]:
-                for subcommand in re.findall(r"\bpricing (\w+)", script):
-                    subprocess.run([PRICING, subcommand, "--help"], check=True, capture_output=True)
+                for subcommand, options in re.findall(r"\bpricing (\w+)([^&]*)", script):
+                    usage = subprocess.run([PRICING, subcommand, "--help"], check=True, capture_output=True, text=True)
+                    assert set(re.findall(r"--[\w-]+", options)) <= set(re.findall(r"--[\w-]+", usage.stdout))
             case _:
                 pytest.fail(f"who runs {command}?")
 
