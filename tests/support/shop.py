@@ -93,6 +93,10 @@ class Shop:
         price: Decimal = self.quote(product_id, location, **context)["final_price"]
         return price
 
+    def costs(self, expected: str, product_id: str, location: str = "NY", **context: Any) -> bool:
+        """Whether the price is this: at once, or as soon as this API process has heard that another one changed it."""
+        return eventually(lambda: str(self.price(product_id, location, **context)) == expected)
+
     def publish(self, type_: str, subject: str = "*", location: str = "*", **event: Any) -> str:
         """Publish an event; its id. `data` and other attributes of the envelope may be given."""
         body = {"type": type_, "subject": subject, "location": location, **event}
@@ -108,7 +112,8 @@ class Shop:
         return event_id
 
     def settle(self, timeout_s: float = 30) -> None:
-        """Wait until every entry of the stream is acknowledged: then its effect is committed and cached."""
+        """Wait until every entry of the stream is acknowledged: then its effect is committed and cached, and the
+        API processes have been told."""
         eventually(lambda: not self.unacknowledged(), timeout_s)
 
     def unacknowledged(self) -> list[str]:
