@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BREAKER_FAILURES = 5
 BREAKER_OPEN_MS = 1_000
+FEED_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class ApiResources:
         await self.cache.ping()
         await self.log.ping()
         self.feed.start()
-        await self.hot_names.start()
+        self.hot_names.start()
 
     async def close(self) -> None:
         """Let every connection go."""
@@ -111,7 +112,7 @@ def open_resources(settings: Settings) -> Resources:
 def open_api_resources(settings: Settings) -> ApiResources:
     """Build every client of an API process. Raises `InvalidInput` where an address is missing."""
     where = _addresses(settings)
-    store = Store(make_engine(where.database, settings.database_pool_size))
+    store = Store(make_engine(where.database, settings.database_pool_size, settings.store_timeout_s))
     cache_client = make_async_redis(where.cache, settings.store_timeout_s)
     cache = AsyncPriceCache(cache_client, where.lifetimes)
     log = AsyncEventLog(
@@ -124,6 +125,8 @@ def open_api_resources(settings: Settings) -> ApiResources:
 
     breaker = partial(Breaker, failures=BREAKER_FAILURES, open_ms=BREAKER_OPEN_MS, clock=monotonic_ms)
     reader = SheetReader(near, cache, load, breaker("PostgreSQL"), breaker("Redis"), now_ms)
+    # A short wait: the feed's own loop tries again, and must be back soon after an outage.
+    feed = InvalidationFeed(make_async_redis(where.cache, FEED_TIMEOUT_S, reconnects=False), reader, monotonic_ms)
     return ApiResources(
         settings=settings,
         store=store,
@@ -132,8 +135,8 @@ def open_api_resources(settings: Settings) -> ApiResources:
         near=near,
         reader=reader,
         rule_changes=RuleChanges(store, log, now_ms, position_at, current_traceparent),
-        feed=InvalidationFeed(make_async_redis(where.cache, settings.store_timeout_s), reader),
-        hot_names=HotNames(cache_client, reader),
+        feed=feed,
+        hot_names=HotNames(cache_client, reader, feed.heard),
     )
 
 

@@ -42,7 +42,9 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Silence of the invalidation feed after which they are not trusted, in seconds."
     )
     unknown_ttl_s: int = Field(30, ge=1, description="How long an unknown product is remembered, in seconds.")
-    store_timeout_s: float = Field(2.0, gt=0, description="Longest wait for an answer of Redis, in seconds.")
+    store_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for an answer of Redis, and of the API for one of PostgreSQL, in seconds."
+    )
     database_pool_size: int = Field(5, ge=1, description="PostgreSQL connections per process.")
     idempotency_ttl_s: int = Field(86_400, ge=60, description="How long a published event id is remembered, in s.")
 

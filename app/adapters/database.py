@@ -1,5 +1,6 @@
 """PostgreSQL: the engine, migrations, whole columns in and out, and what its errors mean."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psycopg
 import sqlalchemy as sa
+from psycopg.abc import RV, PQGen
 from psycopg.adapt import Dumper
 
 from app.domain.columns import Column, Table
@@ -40,16 +42,49 @@ class _ColumnDumper(Dumper):
 psycopg.adapters.register_dumper(np.ndarray, _ColumnDumper)
 
 
-def make_engine(url: str, pool_size: int = 5) -> sa.Engine:
-    """An engine for postgresql://…; nothing is connected yet. Waits at most 5 s for a connection."""
-    return sa.create_engine(
+def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None) -> sa.Engine:
+    """An engine for postgresql://…; nothing is connected yet. With `answer_s`, whoever waits longer than that for a
+    connection or for the server's next word has an error; without it, a statement may take as long as it takes."""
+    patience_s = answer_s or 5
+    engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=5,
+        pool_timeout=patience_s,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 5, "application_name": "pricing"},
+        connect_args={"connect_timeout": max(2, round(patience_s)), "application_name": "pricing"} | _KEEPALIVE,
     )
+    if answer_s is not None:
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect(_dialect: Any, _record: Any, arguments: Any, named: Any) -> _ImpatientConnection:
+            connection = _ImpatientConnection.connect(*arguments, **named)
+            connection.answer_s = answer_s
+            return connection
+
+    return engine
+
+
+# A server whose machine is gone says nothing; without these, that is noticed after hours.
+_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
+
+class _ImpatientConnection(psycopg.Connection[Any]):
+    """Ends itself where the server says nothing for `answer_s`: a server that hangs must not keep our threads.
+    PostgreSQL's own time limits do not help there, for it is the server that keeps them."""
+
+    answer_s: float | None = None
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        limit = self.answer_s if timeout is None else timeout
+        began = time.monotonic()
+        try:
+            return super().wait(gen, interval, limit)
+        except psycopg.OperationalError as error:
+            if limit is None or time.monotonic() - began < limit or self.closed:
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer within {limit:g} s") from error
 
 
 def migrate(url: str) -> None:

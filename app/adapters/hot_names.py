@@ -24,11 +24,12 @@ _CHUNK = 500
 class HotNames:
     """Reports the hottest rows of this process now and then; at the start reads those of all."""
 
-    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader) -> None:
-        self._client, self._reader = client, reader
+    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader, begin: asyncio.Event) -> None:
+        """`begin` is set once the near cache may keep what it reads."""
+        self._client, self._reader, self._begin = client, reader, begin
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
+    def start(self) -> None:
         self._tasks = [asyncio.create_task(self._warm_up()), asyncio.create_task(self._report())]
 
     async def stop(self) -> None:
@@ -39,6 +40,7 @@ class HotNames:
 
     async def _warm_up(self) -> None:
         """Read the rows that were asked for most; the process serves meanwhile."""
+        await self._begin.wait()
         with suppress(Unavailable, redis.RedisError):
             names = [_name(member) for member in await self._client.zrevrange(_KEY, 0, _WARM_UP - 1)]
             for start in range(0, len(names), _CHUNK):
@@ -56,6 +58,7 @@ class HotNames:
                 async with self._client.pipeline(transaction=False) as pipeline:
                     for name, entry in hottest:
                         pipeline.zincrby(_KEY, entry.hits, f"{name[1]}/{name[0]}")
+                        entry.hits = 0  # told once
                     pipeline.zremrangebyrank(_KEY, 0, -_KEEP - 1)
                     pipeline.expire(_KEY, _FORGET_S)
                     await pipeline.execute()

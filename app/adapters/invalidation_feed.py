@@ -1,18 +1,23 @@
-"""The feed that keeps near caches honest: invalidations, and a heartbeat that shows that they would arrive."""
+"""The feed that keeps near caches honest: invalidations, and heartbeats that show how far they have come."""
 
 import asyncio
-import time
 from contextlib import suppress
+from uuid import uuid4
 
 import redis
 import redis.asyncio
 import structlog
 
 from app.adapters.price_cache import INVALIDATIONS
+from app.observability import metrics
+from app.services.ports import Clock
 from app.services.reading import SheetReader
+from app.services.slots import Name
 
 HEARTBEAT_S = 0.5
 _HEARTBEAT = b"."
+_SILENT_MS = 2_000
+"""Silence after which a new connection is the better bet."""
 
 _logger = structlog.get_logger(__name__)
 
@@ -20,12 +25,18 @@ _logger = structlog.get_logger(__name__)
 class InvalidationFeed:
     """Listens as a task of the event loop, and sends heartbeats over another connection.
 
-    A connection that is half-open shows as silence; the near cache itself judges how much silence is too much.
+    A heartbeat says when it was sent, and messages arrive in order: so one of our own that has come through proves
+    that every invalidation up to then has, too. The near cache judges how old that proof may be. `client` must
+    not connect anew by itself, for then a message could be missed unnoticed; `clock` is the near cache's.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader) -> None:
-        self._client, self._reader = client, reader
+    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader, clock: Clock) -> None:
+        self._client, self._reader, self._clock = client, reader, clock
+        self._mine = _HEARTBEAT + uuid4().hex.encode() + b" "
+        self._epoch = reader.near.epoch
         self._tasks: list[asyncio.Task[None]] = []
+        self.heard = asyncio.Event()
+        """Set once the near cache may keep what it reads."""
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._beat())]
@@ -36,6 +47,7 @@ class InvalidationFeed:
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        await self._client.aclose()
 
     async def _listen(self) -> None:
         while True:
@@ -45,37 +57,55 @@ class InvalidationFeed:
                     await self._hear(subscription)
             except (redis.RedisError, OSError) as error:
                 _logger.warning("the invalidation feed is out of reach", error=str(error))
+            self._reader.lost()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _hear(self, subscription: redis.asyncio.client.PubSub) -> None:
-        """Until the connection fails, or has been silent for so long that a new one is the better bet."""
-        first = True
-        silent_since = time.monotonic()
-        while time.monotonic() - silent_since < 4 * HEARTBEAT_S:
+        """Until the connection fails or is silent."""
+        heard_at = self._clock()
+        while self._clock() - heard_at < _SILENT_MS:
             message = await subscription.get_message(timeout=HEARTBEAT_S)
             if message is None:
                 continue
-            silent_since = time.monotonic()
-            if first:
-                self._reader.reconnected()
-                first = False
-            self._reader.near.heard()
-            if message["data"] != _HEARTBEAT:
-                tell(self._reader, message["data"])
+            content: bytes = message["data"]
+            if content.startswith(self._mine):
+                self._reader.heard(int(content.removeprefix(self._mine)))
+                self.heard.set()
+                heard_at = self._clock()
+            elif not content.startswith(_HEARTBEAT):
+                tell(self._reader, content)
 
     async def _beat(self) -> None:
         while True:
             with suppress(redis.RedisError, OSError):
-                await self._client.publish(INVALIDATIONS, _HEARTBEAT)
+                await self._client.publish(INVALIDATIONS, self._mine + str(self._clock()).encode())
+            self._measure()
             await asyncio.sleep(HEARTBEAT_S)
+
+    def _measure(self) -> None:
+        near = self._reader.near
+        metrics.near_cache_entries.set(len(near))
+        metrics.near_cache_trusted.set(near.trusted)
+        metrics.near_cache_resets.inc(near.epoch - self._epoch)
+        self._epoch = near.epoch
 
 
 def tell(reader: SheetReader, message: bytes) -> None:
-    """Hand an invalidation message on."""
-    for line in message.decode().splitlines():
-        version, _, key = line.partition(" ")
-        if key == "*":
+    """Hand an invalidation message on. One that cannot be read says that anything may have changed."""
+    try:
+        told = [_told(line) for line in message.decode().splitlines()]
+    except ValueError:
+        _logger.warning("an invalidation that cannot be read empties the near cache")
+        reader.clear()
+        return
+    for name, version in told:
+        if name is None:
             reader.clear()
         else:
-            location, _, product_id = key.removeprefix("price:").partition("/")
-            reader.told((product_id, location), int(version))
+            reader.told(name, version)
+
+
+def _told(line: str) -> tuple[Name | None, int]:
+    version, _, key = line.partition(" ")
+    location, _, product_id = key.removeprefix("price:").partition("/")
+    return None if key == "*" else (product_id, location), int(version)

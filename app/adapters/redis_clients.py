@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from app.errors import Unavailable
@@ -23,15 +23,17 @@ def make_redis(url: str, timeout_s: float) -> redis.Redis:
     )
 
 
-def make_async_redis(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    """A client for an event loop; connects on first use. Waits for a connection where all are busy."""
+def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> redis.asyncio.Redis:
+    """A client for an event loop; connects on first use. Waits for a connection where all are busy. One that does
+    not reconnect by itself tells its caller of every lost connection, subscriptions too."""
+    retry = AsyncRetry(_BACKOFF, _RETRIES) if reconnects else AsyncRetry(NoBackoff(), 0, supported_errors=())
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         max_connections=64,
         timeout=timeout_s,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=AsyncRetry(_BACKOFF, _RETRIES),
+        retry=retry,
     )
     return redis.asyncio.Redis.from_pool(pool)
 

@@ -14,6 +14,9 @@ from app.observability import metrics
 
 router = APIRouter(tags=["operation"])
 
+PATIENCE_S = 2.0
+"""A store that takes longer to say that it is there is not ready: whoever asks does not wait for ever."""
+
 
 @router.get("/healthz", response_model=Health, summary="The process lives")
 async def healthz() -> Response:
@@ -30,7 +33,7 @@ async def healthz() -> Response:
 async def readyz(deps: Deps) -> Response:
     """PostgreSQL and both roles of Redis, asked now: whoever gets a 503 should send requests elsewhere."""
     names = ("database", "cache", "broker")
-    pings = (anyio.to_thread.run_sync(deps.store.ping), deps.cache.ping(), deps.log.ping())
+    pings = (anyio.to_thread.run_sync(deps.store.ping, abandon_on_cancel=True), deps.cache.ping(), deps.log.ping())
     results = await asyncio.gather(*(_check(ping) for ping in pings))
     ready = all(result == "ok" for result in results)
     body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(names, results, strict=True))}
@@ -39,9 +42,12 @@ async def readyz(deps: Deps) -> Response:
 
 async def _check(ping: Awaitable[None]) -> str:
     try:
-        await ping
+        async with asyncio.timeout(PATIENCE_S):
+            await ping
     except Unavailable as error:
         return str(error)
+    except TimeoutError:
+        return f"no answer within {PATIENCE_S:g} s"
     return "ok"
 
 

@@ -41,16 +41,16 @@ class RequestMiddleware:
                 kind=trace.SpanKind.SERVER,
                 set_status_on_exception=False,
             ) as span:
-                route, status = await self._serve(scope, receive, send, request.of_span(span))
+                route, status, at_hand = await self._serve(scope, receive, send, request.of_span(span))
                 _describe(span, scope, route, status)
         else:
-            route, status = await self._serve(scope, receive, send, request)
+            route, status, at_hand = await self._serve(scope, receive, send, request)
         seconds = time.perf_counter() - started
-        self._log.note(Record(time.time(), scope["method"], route, status, seconds, request.trace_id))
+        self._log.note(Record(time.time(), scope["method"], route, status, seconds, request.trace_id, at_hand))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int]:
-        """Answer; the route's template and the status."""
-        if scope["path"] == quick.PATH and scope["method"] == "POST":
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int, bool]:
+        """Answer; the route's template, the status, and whether it was the quick way."""
+        if scope["path"] == quick.PATH and scope["method"] == "POST" and quick.JSON in scope["headers"]:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = self._quick_answer(message["body"])
@@ -62,7 +62,7 @@ class RequestMiddleware:
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": body})
-                    return quick.PATH, 200
+                    return quick.PATH, 200, True
             receive = _replayed(message, receive)
         status = 500
 
@@ -81,7 +81,7 @@ class RequestMiddleware:
                 await self._app(scope, receive, send_with_trace)
             finally:
                 context.detach(token)
-        return _route(scope), status
+        return _route(scope), status, False
 
 
 def _describe(span: trace.Span, scope: Scope, route: str, status: int) -> None:

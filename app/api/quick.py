@@ -16,6 +16,8 @@ from app.domain.sheet import decode_sheet
 from app.services.near_cache import NearCache
 
 PATH = "/api/v1/price"
+JSON = (b"content-type", b"application/json")
+"""The header that a quick request has; every other way to say that a body is JSON is the endpoint's to judge."""
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):

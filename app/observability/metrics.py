@@ -14,6 +14,7 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
     multiprocess,
@@ -28,7 +29,20 @@ http_request_duration = Histogram(
     buckets=_LATENCY_S,
 )
 quotes = Counter(
-    "pricing_quotes_total", "Quotes answered, by where their sheet came from: cache, database, unknown.", ["source"]
+    "pricing_quotes_total",
+    "Quotes answered, by where their sheet came from: cache, database, stale, unknown.",
+    ["source"],
+)
+near_cache_entries = Gauge(
+    "pricing_near_cache_entries", "Price sheets at hand in all API processes.", multiprocess_mode="livesum"
+)
+near_cache_trusted = Gauge(
+    "pricing_near_cache_trusted",
+    "1 while every API process hears the invalidation feed, 0 while one does not and bypasses its near cache.",
+    multiprocess_mode="livemin",
+)
+near_cache_resets = Counter(
+    "pricing_near_cache_resets_total", "Times that an API process distrusted all it had at hand, or was told to clear."
 )
 events_published = Counter(
     "pricing_events_published_total",

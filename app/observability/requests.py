@@ -7,6 +7,7 @@ and a thread writes what has gathered ten times a second. A process that is kill
 import sys
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Record(NamedTuple):
-    """One answered request; `at` in seconds since 1970, `seconds` its duration."""
+    """One answered request; `at` in seconds since 1970, `seconds` its duration; `at_hand` for a quote that was
+    answered from this process' memory, without its endpoint."""
 
     at: float
     method: str
@@ -28,6 +30,7 @@ class Record(NamedTuple):
     status: int
     seconds: float
     trace_id: str
+    at_hand: bool = False
 
 
 class _Line(msgspec.Struct):
@@ -76,9 +79,12 @@ class RequestLog:
             durations[record[1:4]].append(record.seconds)
         for (method, route, status), seconds in durations.items():
             metrics.observe_many(metrics.http_request_duration.labels(method, route, str(status)), seconds)
+        if at_hand := sum(record.at_hand for record in records):
+            metrics.quotes.labels("cache").inc(at_hand)
         if self._lines and records:
-            sys.stderr.buffer.write(b"".join(map(self._line, records)))
-            sys.stderr.buffer.flush()
+            with suppress(OSError):  # a full disk or a closed pipe: what was counted stays counted
+                sys.stderr.buffer.write(b"".join(map(self._line, records)))
+                sys.stderr.buffer.flush()
 
     def _line(self, record: Record) -> bytes:
         line = _Line(

@@ -11,6 +11,8 @@ from app.services.slots import Name, Slot
 _CONTEXTS = 8
 """Encoded answers kept per entry: two segments in a few usual quantities."""
 
+_NEVER = -(10**15)
+
 
 class Entry:
     """One row. `answers` holds finished answers by (segment, quantity)."""
@@ -40,7 +42,7 @@ class NearCache:
         self._told: dict[Name, int] = {}
         self._told_before: dict[Name, int] = {}
         self._swapped_at = clock()
-        self._heard_at = -(10**15)
+        self._heard_at = _NEVER
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -78,23 +80,24 @@ class NearCache:
         """Rises whenever what was kept before may have missed an invalidation."""
         return self._epoch
 
-    def heard(self) -> None:
-        """The feed has shown that it lives. After a silence everything kept before it is distrusted."""
+    def heard(self, sent_at: int) -> None:
+        """The feed has brought everything up to `sent_at` (by `clock`). After a silence everything kept before
+        it is distrusted."""
         if not self.trusted:
             self._epoch += 1
-        self._heard_at = self._clock()
+        self._heard_at = max(self._heard_at, sent_at)
 
-    def reconnected(self) -> None:
-        """The feed has begun anew, and may have missed anything."""
+    def lost(self) -> None:
+        """The feed has broken, and may miss anything until it is heard again."""
         self._epoch += 1
-        self._heard_at = self._clock()
+        self._heard_at = _NEVER
 
     def told(self, name: Name, version: int) -> None:
         """A writer has stored `version` of this row."""
         now = self._clock()
         if now - self._swapped_at > 10_000:
             self._told_before, self._told, self._swapped_at = self._told, {}, now
-        self._told[name] = version
+        self._told[name] = max(version, self._told.get(name, version))
         entry = self._entries.get(name)
         if entry is not None and entry.slot.version <= version:
             del self._entries[name]

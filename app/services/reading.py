@@ -4,16 +4,17 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 from uuid import uuid4
 
 from app.errors import Unavailable
 from app.services.breaker import Breaker
 from app.services.near_cache import NearCache
 from app.services.ports import Clock
-from app.services.slots import Name, Slot, SlotCache
+from app.services.slots import Leased, Name, Slot, SlotCache
+
+T = TypeVar("T")
 
 Source = Literal["cache", "database", "stale"]
 
@@ -71,10 +72,17 @@ class SheetReader:
         self.near.clear()
         self._loading.clear()
 
-    def reconnected(self) -> None:
-        """The feed has begun anew, and may have missed anything."""
-        self.near.reconnected()
+    def lost(self) -> None:
+        """The feed has broken, and may miss anything until it is heard again."""
+        self.near.lost()
         self._loading.clear()
+
+    def heard(self, sent_at: int) -> None:
+        """The feed has brought everything up to `sent_at`, by the near cache's clock. After a silence nobody joins
+        a load that began in it."""
+        if not self.near.trusted:
+            self._loading.clear()
+        self.near.heard(sent_at)
 
     async def find(self, names: Sequence[Name]) -> dict[Name, Found]:
         """Every row's slot and where it came from. At most one round trip to Redis for what is fresh there.
@@ -84,6 +92,7 @@ class SheetReader:
         now = self._clock()
         found: dict[Name, Found] = {}
         ask: list[Name] = []
+        refresh: list[Name] = []
         for name in names:
             entry = self.near.fresh(name, now)
             if entry is None:
@@ -92,11 +101,12 @@ class SheetReader:
             found[name] = Found(entry.slot, "cache")
             if now >= entry.refresh_at:
                 entry.refresh_at = entry.slot.fresh_until
-                self._start([name], early=True)
+                refresh.append(name)
+        self._start(refresh, early=True)
         if not ask:
             return found
         epoch = self.near.epoch
-        slots = await self._from_cache(ask)
+        slots = await self._ask_cache(lambda: self._cache.get(ask)) or [None] * len(ask)
         stale: dict[Name, Slot] = {}
         missing: list[Name] = []
         for name, slot in zip(ask, slots, strict=True):
@@ -112,17 +122,20 @@ class SheetReader:
             found |= await self._load_or_stale(missing, stale)
         return found
 
-    async def _from_cache(self, names: list[Name]) -> list[Slot | None]:
-        """What the shared cache has; nothing where it is away or slower than the database would be."""
+    async def _ask_cache(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """What the shared cache answers; None where it is away, or slower than the database would be."""
         try:
             self._cache_breaker.check()
+        except Unavailable:
+            return None
+        try:
             async with asyncio.timeout(self._patience.cache / 1000):
-                slots = await self._cache.get(names)
+                answer = await ask()
         except (Unavailable, TimeoutError):
             self._cache_breaker.failed()
-            return [None] * len(names)
+            return None
         self._cache_breaker.succeeded()
-        return slots
+        return answer
 
     async def _load_or_stale(self, names: list[Name], stale: dict[Name, Slot]) -> dict[Name, Found]:
         now = self._clock()
@@ -182,12 +195,9 @@ class SheetReader:
         pause_ms = 2.0
         while waiting:
             epoch = self.near.epoch
-            try:
-                self._cache_breaker.check()
-                async with asyncio.timeout(self._patience.cache / 1000):
-                    leases = await self._cache.lease(waiting, token, self._clock(), self._patience.lease, early=early)
-            except (Unavailable, TimeoutError):
-                self._settle(futures, await self._from_database(waiting), "database", self.near.epoch)
+            leases = await self._lease(waiting, token, early)
+            if leases is None:
+                self._settle(futures, await self._from_database(waiting), "database", epoch)
                 return
             mine, others = [], []
             for name, (slot, granted) in zip(waiting, leases, strict=True):
@@ -205,10 +215,14 @@ class SheetReader:
             waiting = others
             if waiting:
                 if self._clock() > deadline:
-                    self._settle(futures, await self._from_database(waiting), "database", self.near.epoch)
+                    self._settle(futures, await self._from_database(waiting), "database", epoch)
                     return
                 await asyncio.sleep(pause_ms / 1000)
                 pause_ms = min(pause_ms * 2, 50)
+
+    async def _lease(self, names: list[Name], token: str, early: bool) -> list[Leased] | None:
+        now, lease_ms = self._clock(), self._patience.lease
+        return await self._ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
 
     async def _from_database(self, names: Sequence[Name]) -> dict[Name, Slot]:
         self._breaker.check()
@@ -224,9 +238,8 @@ class SheetReader:
         return loaded
 
     async def _fill(self, loaded: dict[Name, Slot], token: str) -> None:
-        with suppress(Unavailable, TimeoutError):  # the answer is right without it
-            async with asyncio.timeout(self._patience.cache / 1000):
-                await self._cache.fill(loaded, token)
+        """The answer is right whether or not this succeeds."""
+        await self._ask_cache(lambda: self._cache.fill(loaded, token))
 
     def _settle(
         self, futures: dict[Name, asyncio.Future[Found]], slots: dict[Name, Slot], source: Source, epoch: int

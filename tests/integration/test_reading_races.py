@@ -122,7 +122,7 @@ class Races(RuleBasedStateMachine):
 
     def _reader(self, process: int) -> SheetReader:
         near = NearCache(0 if process == WITHOUT_NEAR_CACHE else 10, 10**9, lambda: 0)
-        near.reconnected()
+        near.heard(0)
         feed = self.redis.pubsub(ignore_subscribe_messages=True)
         feed.subscribe(INVALIDATIONS)
         feed.get_message(timeout=5)  # the confirmation: from here on nothing is missed
