@@ -81,10 +81,10 @@ return answers
 _FILL = f"""{_HEADER}
 local filled = 0
 for i, key in ipairs(KEYS) do
-    local value = ARGV[i + 2]
+    local value = ARGV[2 * i]
     local stored, lease = header(key)
-    if lease == ARGV[2] and stored <= tonumber(string.match(value, '^%-?%d+')) then
-        redis.call('SET', key, value, 'PX', ARGV[1])
+    if lease == ARGV[1] and stored <= tonumber(string.match(value, '^%-?%d+')) then
+        redis.call('SET', key, value, 'PX', ARGV[2 * i + 1])
         filled = filled + 1
     end
 end
@@ -112,7 +112,12 @@ class Lifetimes(NamedTuple):
 
     @property
     def stay_ms(self) -> int:
+        """How long a sheet's slot stays."""
         return int((self.sheet_s + self.stale_s) * 1000)
+
+    def stay_ms_of(self, slot: Slot) -> int:
+        """An unknown row is forgotten when it is not fresh any more: anybody can ask for any number of them."""
+        return max(1, slot.fresh_until - slot.checked_at) if slot.unknown else self.stay_ms
 
 
 def slot_key(name: Name) -> str:
@@ -165,7 +170,10 @@ class AsyncPriceCache:
         with _put_step(), unavailable_if_down():
             await self._fill(
                 keys=[slot_key(name) for name in slots],
-                args=[self._lifetimes.stay_ms, token, *map(_encode, slots.values())],
+                args=[
+                    token,
+                    *(part for slot in slots.values() for part in (_encode(slot), self._lifetimes.stay_ms_of(slot))),
+                ],
             )
 
     async def ping(self) -> None:

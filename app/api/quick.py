@@ -34,7 +34,7 @@ def quick_answer(near: NearCache, body: bytes) -> bytes | None:
     """The answer to a POST /api/v1/price with this body, or None where the endpoint has to look."""
     try:
         request = _decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     now = now_ms()
     entry = near.fresh((request.product_id, request.user_location), now)

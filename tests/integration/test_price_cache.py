@@ -137,6 +137,13 @@ def test_a_slot_stays_to_be_served_stale(cache: PriceCache, valkey: redis.Redis)
     assert 140_000 < valkey.pttl("price:NY/P-1") <= 150_000
 
 
+def test_what_is_unknown_does_not_stay(readers: Readers, valkey: redis.Redis) -> None:
+    """Anybody can ask for any number of products that are not there."""
+    readers.lease("a")
+    readers.fill("a", LIFETIMES.slot(UNKNOWN, None, b"no", int(time.time() * 1000)))
+    assert 8_000 < valkey.pttl("price:NY/P-1") <= 11_000
+
+
 def test_one_of_many_who_miss_gets_the_lease_and_may_fill_the_slot(readers: Readers) -> None:
     assert [readers.lease(token).granted for token in ("a", "b", "c")] == [True, False, False]
     assert readers.get(NAME) == [None]
