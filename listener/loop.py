@@ -30,6 +30,7 @@ CATALOGUE = "catalogue"
 
 BOUNDARY_INTERVAL_S = 1.0
 UPKEEP_INTERVAL_S = 5.0
+FORGET_INTERVAL_S = 60.0
 ABANDONED_S = 120.0
 """A recalculation that nobody moved for this long is started again; one batch takes a few seconds."""
 
@@ -40,11 +41,13 @@ class Loop:
         self._ring, self._stopping = ring, stopping
         self._settings, self._log = resources.settings, resources.log
         self._chores = [
+            Chore(lambda: self._log.beat(consumer), UPKEEP_INTERVAL_S),
             Chore(self._reprice_due, BOUNDARY_INTERVAL_S),
             Chore(self._reclaim, self._settings.reclaim_idle_s / 3),
             Chore(self._send_outbox, UPKEEP_INTERVAL_S),
             Chore(self._restart_tasks, UPKEEP_INTERVAL_S),
             Chore(self._trim, UPKEEP_INTERVAL_S),
+            Chore(self._log.forget_consumers, FORGET_INTERVAL_S),
         ]
 
     def run(self) -> None:

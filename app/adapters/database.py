@@ -13,7 +13,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.adapt import Dumper
 
 from app.domain.columns import Column, Table
-from app.errors import Unavailable
+from app.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     import alembic.config
@@ -88,9 +88,15 @@ class _ImpatientConnection(psycopg.Connection[Any]):
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to the newest revision."""
+    """Bring the schema to the newest revision. Raises `Unavailable`, and `InvalidInput` for a wrong encoding."""
     import alembic.command  # slow to import, and no process that serves needs it
 
+    engine = make_engine(url, pool_size=1)
+    with unavailable_if_down(), engine.connect() as connection:
+        encoding = connection.execute(sa.text("SHOW server_encoding")).scalar_one()
+    engine.dispose()
+    if encoding != "UTF8":
+        raise InvalidInput(f"the database's encoding is {encoding}; create it with ENCODING 'UTF8'")
     with unavailable_if_down():
         alembic.command.upgrade(migration_config(url), "head")
 

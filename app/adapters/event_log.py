@@ -20,6 +20,9 @@ from app.domain.events import Event, encode_event
 from app.errors import PricingError, Unavailable
 from app.observability.tracing import current_traceparent, step
 
+LISTENER_KEYS = "listener:"
+BEAT_BELIEVED_S = 15
+
 STREAM_ID_PREFIX = b'{"streamid":'
 
 _PUBLISH = """
@@ -46,6 +49,18 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 if not keep then return 0 end
 return redis.call('XTRIM', KEYS[1], 'MINID', keep[3])
+"""
+
+
+# Looking and removing are one step: a consumer that wakes in between would lose what it then reads.
+_FORGET = """
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local fields = {}
+    for i = 1, #consumer, 2 do fields[consumer[i]] = consumer[i + 1] end
+    if fields['pending'] == 0 and redis.call('EXISTS', ARGV[2] .. fields['name']) == 0 then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], fields['name'])
+    end
+end
 """
 
 
@@ -113,6 +128,7 @@ class EventLog:
         self._attempts = f"{names.stream}:attempts"
         self._publish = client.register_script(_PUBLISH)
         self._trim = client.register_script(_TRIM)
+        self._forget = client.register_script(_FORGET)
 
     def publish(self, event: Event) -> tuple[str, bool]:
         """As `AsyncEventLog.publish`."""
@@ -131,6 +147,16 @@ class EventLog:
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
+
+    def beat(self, consumer: str) -> None:
+        """Say that this consumer is there; it is believed for `BEAT_BELIEVED_S`."""
+        with unavailable_if_down():
+            self._client.set(f"{LISTENER_KEYS}{consumer}", 1, ex=BEAT_BELIEVED_S)
+
+    def forget_consumers(self) -> None:
+        """Remove consumers that are gone and hold nothing: every listener that ever ran leaves one."""
+        with unavailable_if_down():
+            self._forget(keys=[self._names.stream], args=[self._names.group, LISTENER_KEYS])
 
     def read(self, consumer: str, count: int) -> list[Entry]:
         """New entries, at most `count`; they are this consumer's until acknowledged. Does not wait."""

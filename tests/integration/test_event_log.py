@@ -196,3 +196,16 @@ def test_a_group_that_vanished_is_made_again(log: EventLog, valkey: redis.Redis)
     stream_id, _ = log.publish(event())
     log.ensure_group()
     assert [entry.stream_id for entry in log.read("me", 10)] == [stream_id]
+
+
+def test_only_consumers_that_are_gone_and_hold_nothing_are_forgotten(log: EventLog, valkey: redis.Redis) -> None:
+    log.publish(event("held"))
+    log.read("gone, but holds an entry", 10)
+    log.read("there", 10)
+    log.beat("there")
+    log.publish(event("done"))
+    (entry,) = log.read("gone", 10)
+    log.acknowledge([entry.stream_id])
+    log.forget_consumers()
+    left = {consumer["name"].decode() for consumer in valkey.xinfo_consumers("s", "g")}
+    assert left == {"gone, but holds an entry", "there"}
