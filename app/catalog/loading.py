@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from app.adapters.database import make_engine, unavailable_if_down
 from app.adapters.event_log import position_at
-from app.adapters.locks import Locks as RedisLocks
 from app.adapters.price_cache import PriceCache
 from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store, Transaction
@@ -23,8 +22,8 @@ from app.catalog.files import Part
 from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
 from app.domain.rows import RowScope
 from app.domain.sheet import PriceSheet
-from app.errors import InvalidInput, LockHeld
-from app.services.ports import Clock, Locks, SheetCache
+from app.errors import InvalidInput
+from app.services.ports import Clock, SheetCache
 from app.services.recalculation import IMPORT, recalculate
 from app.settings import Settings
 
@@ -32,6 +31,9 @@ _BEGUN = "importing:"
 """A task of this prefix is unfinished while an import's rows go in; then one that prices them takes its place."""
 
 _ALIVE_MS = 20_000
+
+_ONE_AT_A_TIME = sa.text("SELECT pg_advisory_lock(hashtext('pricing import'))")
+"""PostgreSQL lets go of it when the importing process ends, however it ends."""
 
 
 class ImportResult(NamedTuple):
@@ -45,7 +47,6 @@ class ImportResult(NamedTuple):
 class Importer:
     engine: sa.Engine
     cache: SheetCache
-    locks: Locks
     clock: Clock
     listener: Listener = field(default_factory=Listener)
 
@@ -56,15 +57,21 @@ class Importer:
         """
         position = position_at(self.clock())
         store, begun, task_id = Store(self.engine), f"{_BEGUN}{name}:{position}", f"{IMPORT}{name}:{position}"
-        with store.transaction() as tx:
-            tx.tasks.create(begun, RowScope(), 0, None)
         listener = replace(self.listener, progress=self._keeping_alive(store, begun))
         with unavailable_if_down(), self.engine.connect() as connection:
-            results = [merge_part(connection, part, position, listener) for part in parts]
-        with store.transaction() as tx:
-            tx.tasks.finish(begun)
-            tx.tasks.create(task_id, RowScope(), tx.catalog.count(RowScope()), None)
-        return ImportResult(results, self._reprice(store, task_id))
+            try:
+                with connection.begin():
+                    connection.execute(_ONE_AT_A_TIME)
+                with store.transaction() as tx:
+                    tx.tasks.create(begun, RowScope(), 0, None)
+                results = [merge_part(connection, part, position, listener) for part in parts]
+                with store.transaction() as tx:
+                    for task in {begun, *_unfinished(tx, (_BEGUN,))}:  # those before us are dead: we hold the lock
+                        tx.tasks.finish(task)
+                    tx.tasks.create(task_id, RowScope(), tx.catalog.count(RowScope()), None)
+                return ImportResult(results, self._reprice(store, task_id))
+            finally:
+                connection.invalidate()  # closed, not pooled: the lock and the staging table are its own
 
     def is_filled(self) -> bool:
         """Whether there are products, and no import that was cut short."""
@@ -105,14 +112,11 @@ class Importer:
         return finished.changed if finished else 0
 
     def _finish(self, store: Store, task_id: str, on_batch: Callable[[int], None]) -> None:
-        try:
-            while not recalculate(
-                task_id, BATCH, store=store, cache=self.cache, locks=self.locks, queue=_NoQueue(),
-                clock=self.clock, on_batch=on_batch,
-            ):  # fmt: skip
-                pass
-        except LockHeld:
-            pass  # another import, or a worker, is at it
+        while not recalculate(
+            task_id, BATCH, store=store, cache=self.cache, locks=_NoLocks(), queue=_NoQueue(),
+            clock=self.clock, on_batch=on_batch,
+        ):  # fmt: skip
+            pass
 
 
 def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
@@ -122,21 +126,17 @@ def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
 
 @contextmanager
 def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
-    """An importer for the stores that the settings name. Without a cache there is also no worker to share the
-    work with, so it needs no locks. Raises `InvalidInput` where there is no database."""
+    """An importer for the stores that the settings name; without a cache, only for the database. Raises
+    `InvalidInput` where there is no database."""
     if settings.database_url is None:
         raise InvalidInput("no database is named: set PRICING_DATABASE_URL, or start one with `pricing up`")
     engine = make_engine(settings.database_url.get_secret_value())
     cache: SheetCache = _NoCache()
-    locks: Locks = _NoLocks()
-    if settings.cache_url is not None and settings.events_url is not None:
-        cache = PriceCache(
-            make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s), lifetimes(settings)
-        )
-        broker = make_redis(settings.events_url.get_secret_value(), settings.store_timeout_s)
-        locks = RedisLocks(broker, settings.lock_ttl_s)
+    if settings.cache_url is not None:
+        client = make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s)
+        cache = PriceCache(client, lifetimes(settings))
     try:
-        yield Importer(engine, cache, locks, now_ms, listener)
+        yield Importer(engine, cache, now_ms, listener)
     finally:
         engine.dispose()
 
@@ -147,6 +147,8 @@ class _NoCache:
 
 
 class _NoLocks:
+    """Ours is the database's, for the whole import."""
+
     @contextmanager
     def hold(self, scope: str, wait_s: float = 0) -> Iterator[int]:
         yield 0

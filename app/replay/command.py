@@ -19,7 +19,7 @@ def replay(
     url: Annotated[
         str | None, typer.Option(help="The API. Left out: the `pricing up` that runs here, or port 8000.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests at a time.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests at a time.")] = 16,
 ) -> None:
     """Play a grocer's real year: its price changes as events, its purchases as quotes, compared to the cent.
 
