@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -10,7 +9,7 @@ from starlette.types import ASGIApp
 
 from app.api import events, health, policies, prices, problems, promotions, tasks
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from app.api.quick import quick_answer
+from app.api.quick import QuickWay
 from app.bootstrap import ApiResources, open_api_resources
 from app.observability.logging import log_settings
 from app.observability.requests import RequestLog
@@ -25,7 +24,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     resources = open_api_resources(settings)
     log = RequestLog("api", lines=settings.log_level in ("debug", "info"))
     return RequestMiddleware(
-        create_api(settings, resources, log), log, partial(quick_answer, resources.near), settings.trace_sample_ratio
+        create_api(settings, resources, log), log, QuickWay(resources.near), settings.trace_sample_ratio
     )
 
 

@@ -2,7 +2,7 @@
 quick way for prices that are at hand."""
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from opentelemetry import context, trace
@@ -15,18 +15,16 @@ from app.observability.tracing import RequestTrace, begin_request_trace
 
 _tracer = trace.get_tracer(__name__)
 
-QuickAnswer = Callable[[bytes], bytes | None]
-
 
 class RequestMiddleware:
     """Continues the client's trace or begins one, and answers with its `traceparent`.
 
-    Only sampled requests get a span; the others have ids, for logs and problem documents. `quick_answer` is
-    asked first for a POST of a price.
+    Only sampled requests get a span; the others have ids, for logs and problem documents. The quick way is asked
+    first for what it serves.
     """
 
-    def __init__(self, app: ASGIApp, log: RequestLog, quick_answer: QuickAnswer, sample_ratio: float) -> None:
-        self._app, self._log, self._quick_answer, self._sample_ratio = app, log, quick_answer, sample_ratio
+    def __init__(self, app: ASGIApp, log: RequestLog, quick_way: quick.QuickWay, sample_ratio: float) -> None:
+        self._app, self._log, self._quick_way, self._sample_ratio = app, log, quick_way, sample_ratio
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,21 +46,22 @@ class RequestMiddleware:
         seconds = time.perf_counter() - started
         self._log.note(Record(time.time(), scope["method"], route, status, seconds, request.trace_id, at_hand))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int, bool]:
-        """Answer; the route's template, the status, and whether it was the quick way."""
-        if scope["path"] == quick.PATH and scope["method"] == "POST" and quick.JSON in scope["headers"]:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int, int]:
+        """Answer; the route's template, the status, and how many quotes the quick way gave."""
+        path = scope["path"]
+        if self._quick_way.serves(path) and scope["method"] == "POST" and quick.JSON in scope["headers"]:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
-                body = self._quick_answer(message["body"])
-                if body is not None:
+                answer = self._quick_way.answer(path, message["body"])
+                if answer is not None:
                     headers = [
                         (b"content-type", b"application/json"),
-                        (b"content-length", b"%d" % len(body)),
+                        (b"content-length", b"%d" % len(answer.body)),
                         (b"traceparent", request.traceparent),
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": body})
-                    return quick.PATH, 200, True
+                    await send({"type": "http.response.body", "body": answer.body})
+                    return path, 200, answer.quotes
             receive = _replayed(message, receive)
         status = 500
 
@@ -81,7 +80,7 @@ class RequestMiddleware:
                 await self._app(scope, receive, send_with_trace)
             finally:
                 context.detach(token)
-        return _route(scope), status, False
+        return _route(scope), status, 0
 
 
 def _describe(span: trace.Span, scope: Scope, route: str, status: int) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem
+from app.api.quick import MAX_ITEMS
 from app.domain.columns import Segment
 from app.domain.events import Event
 from app.domain.quote import MAX_QUANTITY
@@ -140,7 +141,7 @@ class BatchRequest(_Request):
         },
     )
 
-    items: list[PriceRequest] = Field(min_length=1, max_length=1000)
+    items: list[PriceRequest] = Field(min_length=1, max_length=MAX_ITEMS)
 
 
 class BatchItem(BaseModel):

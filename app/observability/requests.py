@@ -21,8 +21,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Record(NamedTuple):
-    """One answered request; `at` in seconds since 1970, `seconds` its duration; `at_hand` for a quote that was
-    answered from this process' memory, without its endpoint."""
+    """One answered request; `at` in seconds since 1970, `seconds` its duration; `at_hand` the quotes that were
+    answered from this process' memory, without their endpoint."""
 
     at: float
     method: str
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     status: int
     seconds: float
     trace_id: str
-    at_hand: bool = False
+    at_hand: int = 0
 
 
 class _Line(msgspec.Struct):
