@@ -75,7 +75,7 @@ class Player:
 
         async def buy(purchase: Purchase) -> None:
             quoted = await self._service.member_price(purchase.product, purchase.store, purchase.quantity)
-            _compare(tally, week, purchase, quoted)
+            compare(tally, week, purchase, quoted)
             if tally.purchases % 100 == 0 or tally.purchases == len(bought):
                 self._progress(f"week {week}: purchases", tally.purchases, len(bought))
 
@@ -87,7 +87,7 @@ class Player:
         """Publish what makes each first price its second, and wait until the service quotes it."""
         began = time.monotonic()
         stage = f"week {when}: events"
-        events = [event for was, price in changes for event in _events(f"{self._run}:{when}", was, price)]
+        events = [event for was, price in changes for event in events_of(f"{self._run}:{when}", was, price)]
         done = 0
 
         async def publish(event: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class Player:
             await asyncio.sleep(0.1 if wanted else 0)
 
 
-def _events(prefix: str, was: Price, price: Price) -> Iterator[dict[str, Any]]:
+def events_of(prefix: str, was: Price, price: Price) -> Iterator[dict[str, Any]]:
     """A change of the list price and one of the loyalty price, where they changed."""
     about = {"source": "/replay/completejourney", "subject": str(price.product), "location": str(price.store)}
     event_id = f"replay:{prefix}:{price.product}:{price.store}"
@@ -134,7 +134,8 @@ def _discount(price: Price) -> int | None:
     return price.paid if price.paid < price.regular else None
 
 
-def _compare(tally: Tally, week: int, purchase: Purchase, quoted: int) -> None:
+def compare(tally: Tally, week: int, purchase: Purchase, quoted: int) -> None:
+    """Count one purchase, and `quoted` (cents per unit) against what was paid."""
     tally.purchases += 1
     tally.possible += purchase.paid == purchase.price
     if quoted == purchase.paid:

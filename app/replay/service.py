@@ -16,7 +16,9 @@ from app.replay.year import Price
 
 _BATCH = 1000
 _ATTEMPTS = 5
-_encode = msgspec.json.Encoder(decimal_format="number").encode
+encode = msgspec.json.Encoder(decimal_format="number").encode
+"""JSON with decimals as numbers, every digit kept."""
+
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 _JSON = {"content-type": "application/json"}
 
@@ -60,7 +62,7 @@ class Service:
         for attempt in range(_ATTEMPTS):
             client = self._idle.popleft()
             try:
-                response = await client.post(path, content=_encode(body), headers=_JSON)
+                response = await client.post(path, content=encode(body), headers=_JSON)
             except httpx.TransportError as error:
                 problem = f"does not answer ({error or type(error).__name__})"
             else:
