@@ -15,7 +15,6 @@ from app.services.slots import Name
 _KEY = "hot_prices"
 _KEEP = 10_000
 _WARM_UP = 5_000
-_REPORT_INTERVAL_S = 10.0
 _REPORTED = 500
 _FORGET_S = 86_400
 _CHUNK = 500
@@ -24,9 +23,12 @@ _CHUNK = 500
 class HotNames:
     """Reports the hottest rows of this process now and then; at the start reads those of all."""
 
-    def __init__(self, client: redis.asyncio.Redis, reader: SheetReader, begin: asyncio.Event) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, reader: SheetReader, begin: asyncio.Event, report_interval_s: float = 10.0
+    ) -> None:
         """`begin` is set once the near cache may keep what it reads."""
         self._client, self._reader, self._begin = client, reader, begin
+        self._report_interval_s = report_interval_s
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -48,10 +50,11 @@ class HotNames:
 
     async def _report(self) -> None:
         while True:
-            await asyncio.sleep(_REPORT_INTERVAL_S)
+            await asyncio.sleep(self._report_interval_s)
             entries = self._reader.near.hits()
             # In a thread: looking through a hundred thousand entries would hold up the requests.
             hottest = await asyncio.to_thread(nlargest, _REPORTED, entries, key=lambda item: item[1].hits)
+            hottest = [(name, entry) for name, entry in hottest if entry.hits]
             if not hottest:
                 continue
             with suppress(redis.RedisError):

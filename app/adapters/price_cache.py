@@ -19,7 +19,7 @@ import redis
 import redis.asyncio
 from opentelemetry.trace import SpanKind
 
-from app.adapters.redis_clients import unavailable_if_down
+from app.adapters.redis_clients import unavailable_if_down, unavailable_if_refused
 from app.domain.sheet import PriceSheet, encode_sheet
 from app.observability.tracing import step
 from app.services.slots import UNKNOWN, Leased, Name, Slot
@@ -78,12 +78,14 @@ end
 return answers
 """
 
+# The holder of the lease may replace a sheet by the knowledge that there is none any more: no writer came between.
 _FILL = f"""{_HEADER}
 local filled = 0
 for i, key in ipairs(KEYS) do
     local value = ARGV[2 * i]
+    local new = tonumber(string.match(value, '^%-?%d+'))
     local stored, lease = header(key)
-    if lease == ARGV[1] and stored <= tonumber(string.match(value, '^%-?%d+')) then
+    if lease == ARGV[1] and (stored <= new or new == {UNKNOWN}) then
         redis.call('SET', key, value, 'PX', ARGV[2 * i + 1])
         filled = filled + 1
     end
@@ -138,7 +140,8 @@ def _decode(value: bytes | None) -> Slot | None:
 
 
 class AsyncPriceCache:
-    """The readers' side, on the event loop. Raises `Unavailable` where Redis is away."""
+    """The readers' side, on the event loop. Raises `Unavailable` where Redis is away or refuses: a reader can go on
+    without it."""
 
     def __init__(self, client: redis.asyncio.Redis, lifetimes: Lifetimes) -> None:
         self._client = client
@@ -150,13 +153,13 @@ class AsyncPriceCache:
         """One round trip; answers in the order of `names`."""
         if not names:
             return []
-        with unavailable_if_down():
+        with unavailable_if_refused():
             values: list[Any] = await self._client.mget([slot_key(name) for name in names])
         return [_decode(value) for value in values]
 
     async def lease(self, names: list[Name], token: str, now: int, lease_ms: int, *, early: bool) -> list[Leased]:
         """Ask for the right to fill these slots, from `now` (ms) for `lease_ms`; `early` also where they are fresh."""
-        with unavailable_if_down():
+        with unavailable_if_refused():
             answers: list[Any] = await self._lease(
                 keys=[slot_key(name) for name in names],
                 args=[now, token, now + lease_ms, lease_ms * 2, int(early)],
@@ -167,7 +170,7 @@ class AsyncPriceCache:
 
     async def fill(self, slots: Mapping[Name, Slot], token: str) -> None:
         """Fill slots whose lease is still `token`'s."""
-        with _put_step(), unavailable_if_down():
+        with _put_step(), unavailable_if_refused():
             await self._fill(
                 keys=[slot_key(name) for name in slots],
                 args=[
@@ -177,7 +180,7 @@ class AsyncPriceCache:
             )
 
     async def ping(self) -> None:
-        with unavailable_if_down():
+        with unavailable_if_refused():
             await self._client.ping()
 
     async def close(self) -> None:

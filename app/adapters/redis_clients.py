@@ -45,3 +45,12 @@ def unavailable_if_down() -> Iterator[None]:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
         raise Unavailable(f"Redis is not available: {error}") from error
+
+
+@contextmanager
+def unavailable_if_refused() -> Iterator[None]:
+    """Turn every error of Redis into `Unavailable`, also of one that cannot write its file or is busy with a script."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis is not available: {error}") from error

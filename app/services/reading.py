@@ -155,7 +155,9 @@ class SheetReader:
                 self._not_before[name] = self._clock() + self._patience.throttle
                 found[name] = Found(stale[name], "stale")
             elif future.done():
-                raise future.exception() or AssertionError
+                # An error of each waiter's own: a shared one would gather the tracebacks of all.
+                error = future.exception()
+                raise (Unavailable if isinstance(error, Unavailable) else RuntimeError)(str(error)) from error
             else:
                 raise Unavailable("the price could not be read in time")
         return found

@@ -1,0 +1,362 @@
+"""The read path: one load per row, stale rather than broken, nothing past its time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import psycopg
+import pytest
+import redis
+
+from app.adapters.price_cache import AsyncPriceCache, PriceCache
+from app.adapters.redis_clients import make_async_redis
+from app.adapters.store import Store
+from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
+from app.domain.columns import Table
+from app.domain.sheet import PriceSheet
+from app.errors import Unavailable
+from app.services.reading import Patience, SheetReader
+from app.services.repricing import reprice
+from app.services.slots import Name
+from tests.support.proxy import proxy_to
+from tests.support.reading import LIFETIMES, Database, make_reader, process
+from tests.support.waiting import eventually, soon
+from tests.unit.strategies import batch
+from tests.unit.strategies import row as inputs
+
+NAME = ("P-1", "NY")
+HOUR_MS = 3_600_000
+Row = Callable[..., Table]
+
+
+class Time:
+    """Now, and whatever the test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def __call__(self) -> int:
+        return now_ms() + self.ahead
+
+
+@pytest.fixture
+def writer(valkey: redis.Redis) -> PriceCache:
+    return PriceCache(valkey, LIFETIMES)
+
+
+@pytest.fixture
+def stored(store: Store, row: Row) -> PriceSheet:
+    """P-1 in NY at version 1, in the database alone."""
+    with store.transaction() as tx:
+        (sheet,) = reprice(tx, row(), now_ms, "test")
+    return sheet
+
+
+@pytest.fixture
+def caches(valkey_url: str) -> Callable[[], AsyncPriceCache]:
+    return lambda: AsyncPriceCache(make_async_redis(valkey_url, 5), LIFETIMES)
+
+
+def on_a_loop(work: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(30):
+            await work()
+
+    asyncio.run(run())
+
+
+def trusting(reader: SheetReader) -> SheetReader:
+    """As if a feed had just been heard."""
+    reader.heard(monotonic_ms() + HOUR_MS)
+    return reader
+
+
+def calls(valkey: redis.Redis) -> dict[str, int]:
+    """Commands that Valkey has executed, by name, but for those that ask."""
+    stats = valkey.info("commandstats")
+    counts = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: n for name, n in counts.items() if name.split("|")[0] not in ("info", "config", "client", "hello")}
+
+
+def test_a_thousand_readers_of_a_cold_row_cost_one_load(
+    store: Store, stored: PriceSheet, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+) -> None:
+    """Over eight processes, whose part one event loop plays slowly; the load ends when all of them have missed."""
+    slow = Patience(cache=10_000)
+
+    async def storm() -> None:
+        own = [caches() for _ in range(8)]
+        databases = [Database(store) for _ in own]
+        readers = [trusting(make_reader(*pair, patience=slow)) for pair in zip(own, databases, strict=True)]
+        for database in databases:
+            database.answers.clear()
+        asked = [asyncio.create_task(readers[n % 8].find([NAME])) for n in range(1000)]
+        await soon(lambda: calls(valkey).get("evalsha", 0) >= 8)
+        for database in databases:
+            database.answers.set()
+        answers = await asyncio.gather(*asked)
+        assert {answer[NAME].slot.version for answer in answers} == {stored.version}
+        assert sum(len(database.loads) for database in databases) == 1
+        assert (await readers[0].find([NAME]))[NAME].source == "cache"
+        for cache in own:
+            await cache.close()
+
+    valkey.config_resetstat()
+    on_a_loop(storm)
+
+
+def test_a_reader_that_dies_with_the_lease_delays_the_others_by_the_lease_at_most(
+    store: Store, stored: PriceSheet, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def wait_for_the_dead() -> None:
+        cache, database = caches(), Database(store)
+        ((_, granted),) = await cache.lease([NAME], "dead", now_ms(), 400, early=False)
+        assert granted
+        reader = make_reader(cache, database)
+        began = time.monotonic()
+        found = await reader.find([NAME])
+        assert 0.3 < time.monotonic() - began < 0.4 + 0.6  # the lease, and a busy machine
+        assert (found[NAME].slot.version, len(database.loads)) == (stored.version, 1)
+        await cache.close()
+
+    on_a_loop(wait_for_the_dead)
+
+
+def test_a_product_that_was_unknown_is_known_as_soon_as_it_is_created(
+    store: Store, database_url: str, writer: PriceCache, valkey_url: str, row: Row
+) -> None:
+    name = ("P-9", "NY")
+    with process(valkey_url, store) as reading:
+        eventually(lambda: reading.find(name).slot.unknown and reading.has_at_hand(name))
+        with psycopg.connect(database_url) as connection:
+            connection.execute("INSERT INTO products (product_id, name) VALUES ('P-9', 'Nine')")
+            connection.execute(
+                "INSERT INTO list_prices SELECT product_key, location_key, 100, 0 FROM products, locations"
+                " WHERE product_id = 'P-9'"
+            )
+        with store.transaction() as tx:
+            created = reprice(tx, row("P-9", "NY"), now_ms, "test")
+        assert reading.find(name).slot.unknown, "it was not remembered, so nothing was cleared"
+        writer.put(created)
+        eventually(lambda: not reading.find(name).slot.unknown, timeout_s=1)
+
+
+def test_a_batch_of_a_thousand_is_one_round_trip(
+    writer: PriceCache, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+) -> None:
+    (sheet,) = batch([inputs()]).sheets()
+    sheets = [msgspec.structs.replace(sheet, product_id=f"P-{n}") for n in range(1000)]
+    names: list[Name] = [(sheet.product_id, sheet.location) for sheet in sheets]
+    writer.put(sheets)
+
+    async def ask() -> None:
+        cache = caches()
+        reader = make_reader(cache, Database(None), patience=Patience(cache=10_000))
+        await reader.find([("P-0", sheet.location)])  # connects
+        valkey.config_resetstat()
+        found = await reader.find(names)
+        assert [found[name].source for name in names] == ["cache"] * 1000
+        assert calls(valkey) == {"mget": 1}
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_a_hot_row_is_refreshed_before_it_expires_by_one_load(
+    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        clock = Time()
+        writer.put([stored])
+        own = [caches() for _ in range(3)]
+        databases = [Database(store, clock) for _ in own]
+        readers = [
+            trusting(make_reader(cache, database, clock=clock)) for cache, database in zip(own, databases, strict=True)
+        ]
+        before = [(await reader.find([NAME]))[NAME] for reader in readers]
+        clock.ahead = before[0].slot.fresh_until - now_ms() - 1000
+        for entry in [reader.near.fresh(NAME, clock()) for reader in readers]:
+            assert entry is not None
+            entry.refresh_at = clock()
+        found = [(await reader.find([NAME]))[NAME] for reader in readers for _ in range(20)]
+        assert {answer.source for answer in found} == {"cache"}
+        await soon(lambda: sum(len(database.loads) for database in databases) == 1)
+        clock.ahead += 1001  # what was there before has expired
+
+        async def refreshed() -> bool:
+            slots = await own[0].get([NAME])
+            return slots[0] is not None and slots[0].fresh_until > clock()
+
+        await soon(refreshed)
+        assert [(await reader.find([NAME]))[NAME].source for reader in readers] == ["cache"] * 3
+        assert sum(len(database.loads) for database in databases) == 1
+        for cache in own:
+            await cache.close()
+
+    on_a_loop(ask)
+
+
+@pytest.mark.parametrize("entries", [0, 10], ids=["in Valkey", "at hand"])
+def test_a_sheet_is_never_fresh_past_its_validity(
+    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache], entries: int
+) -> None:
+    async def ask() -> None:
+        clock, cache, database = Time(), caches(), Database(store)
+        until = now_ms() + 20_000
+        writer.put([msgspec.structs.replace(stored, valid_until=until)])
+        reader = trusting(make_reader(cache, database, entries=entries, clock=clock))
+        assert [(await reader.find([NAME]))[NAME].source for _ in range(3)] == ["cache"] * 3
+        clock.ahead = until - now_ms() + 1
+        assert (await reader.find([NAME]))[NAME].source == "database"
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_a_process_that_starts_has_what_others_are_asked_for_most_at_hand(
+    store: Store, writer: PriceCache, valkey_url: str, valkey: redis.Redis
+) -> None:
+    other = ("P-2", "NY")
+    with process(valkey_url, store) as first:
+        eventually(lambda: first.find(NAME).source == "cache" and first.has_at_hand(NAME))
+        eventually(lambda: first.find(NAME) and valkey.zscore("hot_prices", "NY/P-1"))
+        assert first.find(other)
+    with process(valkey_url, store) as second:
+        eventually(lambda: second.has_at_hand(NAME))
+
+
+def test_clearing_also_clears_what_would_be_served_stale(
+    store: Store, stored: PriceSheet, writer: PriceCache, valkey_url: str
+) -> None:
+    writer.put([stored])
+    with process(valkey_url, store) as reading:
+        eventually(lambda: reading.find(NAME).source == "cache" and reading.has_at_hand(NAME))
+        assert writer.clear() == 1
+        eventually(lambda: reading.call(lambda: reading.near.last_known(NAME)) is None, timeout_s=1)
+        reading.database.fails = True
+        with pytest.raises(Unavailable):
+            reading.find(NAME)
+
+
+def test_a_known_price_is_served_stale_when_the_database_fails_and_fresh_when_it_is_back(
+    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        clock, cache, database = Time(), caches(), Database(store)
+        reader = make_reader(cache, database, clock=clock, patience=Patience(lease=200, throttle=500))
+        writer.put([stored])
+        clock.ahead = HOUR_MS
+        database.fails = True
+        answers = [(await reader.find([NAME]))[NAME] for _ in range(200)]
+        assert {(answer.source, answer.slot.version) for answer in answers} == {("stale", stored.version)}
+        assert len(database.loads) < 10, "the refresh throttle holds the loads back"
+        with pytest.raises(Unavailable):
+            await reader.find([("P-2", "NY")])
+        database.fails = False
+
+        async def fresh() -> bool:
+            return (await reader.find([NAME]))[NAME].source != "stale"
+
+        await soon(fresh, timeout_s=5)
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_a_slow_database_is_waited_for_briefly_where_a_stale_price_is_at_hand_and_longer_where_none_is(
+    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        clock, cache, database = Time(), caches(), Database(store)
+        reader = make_reader(cache, database, clock=clock, patience=Patience(soft=50, hard=600))
+        writer.put([stored])
+        clock.ahead = HOUR_MS
+        database.answers.clear()
+        began = time.monotonic()
+        assert (await reader.find([NAME]))[NAME].source == "stale"
+        assert time.monotonic() - began < 0.5
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            await reader.find([("P-2", "NY")])
+        assert 0.5 < time.monotonic() - began < 1.2
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_a_load_that_was_not_waited_for_ends_in_the_background(
+    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        clock, cache = Time(), caches()
+        database = Database(store, clock)
+        reader = make_reader(cache, database, clock=clock, patience=Patience(soft=20))
+        writer.put([stored])
+        clock.ahead = HOUR_MS
+        database.answers.clear()
+        assert (await reader.find([NAME]))[NAME].source == "stale"
+        database.answers.set()
+
+        async def source() -> str | None:
+            answer = (await reader.find([NAME]))[NAME].source
+            return None if answer == "stale" else answer
+
+        assert (await soon(source), len(database.loads)) == ("cache", 1)
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_the_cache_is_used_again_soon_after_an_outage_however_many_ask_meanwhile(
+    store: Store, stored: PriceSheet, writer: PriceCache, valkey_url: str
+) -> None:
+    writer.put([stored])
+    url = urlsplit(valkey_url)
+    with proxy_to(url.port or 0) as proxy:
+        through = urlunsplit(url._replace(netloc=url.netloc.replace(f":{url.port}", f":{proxy.port}")))
+
+        async def ask() -> None:
+            cache = AsyncPriceCache(make_async_redis(through, 1), LIFETIMES)
+            reader = make_reader(cache, Database(store))
+            assert (await reader.find([NAME]))[NAME].source == "cache"
+            proxy.cut()
+            for _ in range(2 * BREAKER_FAILURES):
+                assert (await reader.find([NAME]))[NAME].source == "database"
+            proxy.heal()
+
+            async def used() -> bool:
+                return (await reader.find([NAME]))[NAME].source == "cache"
+
+            await soon(used, timeout_s=5)
+            await cache.close()
+
+        on_a_loop(ask)
+
+
+def test_a_row_that_is_no_longer_sold_is_remembered_as_unknown(
+    store: Store, stored: PriceSheet, writer: PriceCache, database_url: str, caches: Callable[[], AsyncPriceCache],
+    valkey: redis.Redis,
+) -> None:  # fmt: skip
+    """Briefly: names that do not exist are endless, and must not fill the cache."""
+
+    async def ask() -> None:
+        clock, cache = Time(), caches()
+        writer.put([stored])
+        with psycopg.connect(database_url) as connection:
+            connection.execute("DELETE FROM list_prices")
+        clock.ahead = HOUR_MS
+        database = Database(store, clock)
+        reader = make_reader(cache, database, clock=clock)
+        answers = [(await reader.find([NAME]))[NAME] for _ in range(3)]
+        assert [(answer.slot.unknown, answer.source) for answer in answers] == [
+            (True, "database"),
+            (True, "cache"),
+            (True, "cache"),
+        ]
+        assert len(database.loads) == 1
+        assert 0 < valkey.pttl("price:NY/P-1") < 2 * LIFETIMES.unknown_s * 1000
+        await cache.close()
+
+    on_a_loop(ask)
