@@ -111,8 +111,8 @@ class PriceTables:
     def _labelled(self, select: str, keys: Column) -> dict[int, Label]:
         return {key: Label(id_, name) for key, id_, name in self._named(select, keys)}
 
-    def store(self, keys: Table, digests: Column, sheets: Sequence[PriceSheet], cause: str) -> None:
-        """Make these the current sheets, and history. The rows are locked; `keys` and `digests` run along."""
+    def store(self, keys: Table, digests: Column, sheets: Sequence[PriceSheet], causes: Sequence[str]) -> None:
+        """Make these the current sheets, and history. The rows are locked; all four run along."""
         self._connection.execute(
             sa.text(
                 "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
@@ -139,7 +139,7 @@ class PriceTables:
                 "list_price": "int8", "base_price": "int8", "everyone_price": "int8", "member_price": "int8",
                 "cause": "text", "sheet": "bytea",
             },
-            list(map(_history_row, keys.tolist(), sheets, [cause] * len(sheets))),
+            list(map(_history_row, keys.tolist(), sheets, causes)),
         )  # fmt: skip
 
 

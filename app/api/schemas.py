@@ -190,7 +190,9 @@ class VersionAnswer(BaseModel):
     base_price: Amount
     everyone_price: Amount = Field(description="The final price of one unit for everyone.")
     member_price: Amount
-    cause: str = Field(description="What led to it: event:<id>, import:<name>, boundary, …")
+    cause: str = Field(
+        description="What led to it: event:<id>, events:<id>,<id> of several together, import:<name>, boundary, …"
+    )
 
 
 class LowestAnswer(BaseModel):

@@ -83,6 +83,7 @@ def apply_events(
             tx.events.check_fence(scope, token)
             new = tx.events.claim({item.event.id for item in batch})
             direct: list[Table] = []
+            causes: dict[tuple[int, int], str] = {}
             again: list[Table] = []
             tasks: list[str] = []
             seen: set[str] = set()
@@ -104,8 +105,11 @@ def apply_events(
                         tx.tasks.create(task_id, rows, total, item.event.traceparent)
                         tasks.append(task_id)
                     else:
-                        (direct if fresh else again).append(tx.catalog.keys(rows, DIRECT_ROWS))
-            sheets = reprice(tx, union(direct), clock, _cause(batch, new))
+                        keys = tx.catalog.keys(rows, DIRECT_ROWS)
+                        (direct if fresh else again).append(keys)
+                        if fresh:
+                            _add_cause(causes, keys, item.event.id)
+            sheets = reprice(tx, union(direct), clock, causes)
             cached = sheets + _not_among(sheets, tx.prices.current(union(again)) if again else [])
         cache.put(cached)
     for task_id in tasks:
@@ -118,9 +122,11 @@ def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[Price
     return [sheet for sheet in others if (sheet.product_id, sheet.location) not in have]
 
 
-def _cause(batch: Sequence[Positioned], new: set[str]) -> str:
-    ids = [item.event.id for item in batch if item.event.id in new]
-    return f"event:{ids[0]}" if len(ids) == 1 else f"events:{','.join(ids)}"
+def _add_cause(causes: dict[tuple[int, int], str], keys: Table, event_id: str) -> None:
+    """Note for each row that this event concerns it: `event:<id>`, or, with those before it, `events:<id>,<id>`."""
+    for key in keys.tolist():
+        before = causes.get(key)
+        causes[key] = f"event:{event_id}" if before is None else f"events:{before.partition(':')[2]},{event_id}"
 
 
 def _change_inputs(tx: Transaction, item: Positioned) -> list[RowScope]:

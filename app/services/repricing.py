@@ -1,6 +1,6 @@
 """From changed inputs to stored sheets: the one way in which a price changes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -10,9 +10,13 @@ from app.domain.sheet import Labels, PriceSheet, rows_to_sheets
 from app.domain.sheets import Sheets, compute_sheets, digests
 from app.services.ports import Clock, SheetCache, Store, Transaction
 
+Causes = Mapping[tuple[int, int], str]
+"""Why rows are repriced, by (product key, location key)."""
 
-def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str) -> list[PriceSheet]:
-    """Compute these rows (dtype `ROW_KEYS`) from what is committed or in `tx`, and store what differs.
+
+def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> list[PriceSheet]:
+    """Compute these rows (dtype `ROW_KEYS`) from what is committed or in `tx`, and store what differs, with its
+    cause: one for all rows, or each row's own.
 
     The rows stay locked until `tx` ends, so whoever reprices a row after somebody else sees what that one
     saw and more: an older state never overwrites a newer one. Gives the new sheets, for the cache.
@@ -31,7 +35,9 @@ def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str) -> list[Pric
     labels = labels_for(tx, sheets, rules, changed)
     versions = stored.versions[changed] + 1
     new = list(rows_to_sheets(sheets, rules, labels, versions, as_of, changed))
-    tx.prices.store(row_keys(stored.inputs[changed]), fresh[changed], new, cause)
+    new_keys = row_keys(stored.inputs[changed])
+    causes = [cause] * len(new) if isinstance(cause, str) else [cause[key] for key in new_keys.tolist()]
+    tx.prices.store(new_keys, fresh[changed], new, causes)
     return new
 
 

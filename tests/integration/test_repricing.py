@@ -184,6 +184,17 @@ def test_a_batch_is_applied_in_the_order_of_the_stream_whatever_its_own(store: S
     assert [price for _, price, _ in history(store)] == [300]
 
 
+def test_each_row_has_the_events_that_concern_it_as_its_cause(store: Store, apply: Apply) -> None:
+    apply(
+        ("1-0", list_price("a", 1)),
+        ("2-0", list_price("b", 2, "P-2")),
+        ("3-0", list_price("c", 3)),
+        ("4-0", list_price("refused", 1.005)),
+    )
+    assert history(store, "P-1") == [(1, 300, "events:a,c")]
+    assert history(store, "P-2") == [(1, 200, "event:b")]
+
+
 def test_a_repeat_writes_nothing_but_the_cache(store: Store, apply: Apply) -> None:
     """The first run may have died after its commit, before it wrote to the cache."""
     event = ("1-0", list_price("a", 7))
