@@ -127,7 +127,7 @@ def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
 @contextmanager
 def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
     """An importer for the stores that the settings name; without a cache, only for the database. Raises
-    `InvalidInput` where there is no database."""
+    `InvalidInput` where there is no database or it is not migrated, `Unavailable` where it does not answer."""
     if settings.database_url is None:
         raise InvalidInput("no database is named: set PRICING_DATABASE_URL, or start one with `pricing up`")
     engine = make_engine(settings.database_url.get_secret_value())
@@ -136,6 +136,9 @@ def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
         client = make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s)
         cache = PriceCache(client, lifetimes(settings))
     try:
+        with unavailable_if_down(), engine.connect() as connection:
+            if connection.scalar(sa.text("SELECT to_regclass('price_sheets')")) is None:
+                raise InvalidInput("the database has no tables yet: run `pricing migrate`")
         yield Importer(engine, cache, now_ms, listener)
     finally:
         engine.dispose()

@@ -25,7 +25,7 @@ _AT_LEAST_PERCENT = {"NY": 100, "LA": 96, "MIA": 92}
 
 
 class _Range(NamedTuple):
-    """Fifty products of one category: each kind in each size, the first at `cents`."""
+    """Fifty products of one category: each kind in each size, and once more organic; the first at `cents`."""
 
     department: str
     category: str
@@ -110,7 +110,7 @@ def _part(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> Part:
 
 
 def _range(number: int) -> tuple[_Range, int, int, int]:
-    """A product's range, and which kind, size and recipe of it; ten recipes of a kind differ in nothing else."""
+    """A product's range, and which kind and size of it, organic (1) or not."""
     which, nth = divmod(number - NUMBERS.start, 50)
     return _RANGES[which], nth % 5, nth // 5 % 5, nth // 25
 

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from pydantic import SecretStr
 
 from app.adapters.event_log import position_at
 from app.adapters.price_cache import Lifetimes, PriceCache, slot_key
@@ -20,8 +21,9 @@ from app.catalog.merging import Listener, Refusal
 from app.catalog.sources import fill, open_source
 from app.domain.columns import PolicyKind, PromotionKind
 from app.domain.sheet import PriceSheet, decode_sheet
-from app.errors import Unavailable
+from app.errors import InvalidInput, Unavailable
 from app.settings import Settings
+from tests.support.stores import Stores
 from tests.support.system import PRICING, free_port
 from tests.support.waiting import eventually
 
@@ -237,3 +239,9 @@ def test_the_command_reports_and_exits_with_one_when_rows_were_refused(database:
         "list_prices.csv,3,product_id: there is no product 'Z'",
     ]
     assert "1 prices computed" in done.stdout
+
+
+def test_a_database_without_tables_is_named_as_such(stores: Stores, database: Database) -> None:
+    bare = database.settings.model_copy(update={"database_url": SecretStr(stores.postgres_url)})
+    with pytest.raises(InvalidInput, match="pricing migrate"), open_importer(bare, Listener()):
+        pass
