@@ -1,0 +1,236 @@
+"""What a near cache may answer, and what it must have forgotten."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.services.near_cache import NearCache
+from app.services.slots import UNKNOWN, Name, Slot
+
+NAME: Name = ("P-1", "NY")
+SILENCE_MS = 2_000
+FOREVER = 10**15
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def slot(version: int, fresh_until: int = FOREVER) -> Slot:
+    return Slot(version, 0, fresh_until, b"%d" % version)
+
+
+def near(capacity: int = 10) -> tuple[NearCache, Clock]:
+    """A near cache that has just heard its feed."""
+    clock = Clock()
+    made = NearCache(capacity, SILENCE_MS, clock)
+    made.heard(0)
+    return made, clock
+
+
+def keep(cache: NearCache, version: int = 1, name: Name = NAME, fresh_until: int = FOREVER) -> None:
+    cache.put(name, slot(version, fresh_until), FOREVER, cache.epoch)
+
+
+def version(cache: NearCache, name: Name = NAME, now: int = 0) -> int | None:
+    entry = cache.fresh(name, now)
+    return None if entry is None else entry.slot.version
+
+
+def test_nothing_is_kept_before_the_feed_is_heard() -> None:
+    cache = NearCache(10, SILENCE_MS, Clock())
+    keep(cache)
+    assert len(cache) == 0
+
+
+def test_what_is_kept_is_answered_until_it_expires() -> None:
+    cache, _ = near()
+    keep(cache, fresh_until=100)
+    assert (version(cache, now=99), version(cache, now=100)) == (1, None)
+    assert cache.last_known(NAME) == slot(1, 100)
+
+
+def test_silence_up_to_the_bound_is_trusted_and_not_a_millisecond_more() -> None:
+    cache, clock = near()
+    keep(cache)
+    clock.now = SILENCE_MS
+    assert version(cache) == 1
+    clock.now += 1
+    assert version(cache) is None
+
+
+def test_what_was_kept_before_a_silence_is_not_trusted_after_it_but_still_known() -> None:
+    cache, clock = near()
+    keep(cache)
+    clock.now = SILENCE_MS + 1
+    cache.heard(clock.now)
+    assert cache.trusted
+    assert version(cache) is None
+    assert cache.last_known(NAME) == slot(1)
+    keep(cache)
+    assert version(cache) == 1
+
+
+def test_a_heartbeat_vouches_for_the_time_when_it_was_sent_not_when_it_came() -> None:
+    cache, clock = near()
+    keep(cache)
+    clock.now = 1_500
+    cache.heard(400)
+    clock.now = 400 + SILENCE_MS
+    assert version(cache) == 1
+    clock.now += 1
+    assert version(cache) is None
+    cache.heard(401)
+    assert version(cache) is None
+
+
+def test_a_late_heartbeat_does_not_take_back_what_a_later_one_vouched_for() -> None:
+    cache, clock = near()
+    keep(cache)
+    clock.now = 1_000
+    cache.heard(900)
+    cache.heard(100)
+    clock.now = 900 + SILENCE_MS
+    assert version(cache) == 1
+
+
+def test_a_lost_feed_is_distrusted_at_once() -> None:
+    cache, clock = near()
+    keep(cache)
+    cache.lost()
+    assert not cache.trusted
+    assert version(cache) is None
+    cache.heard(clock.now)
+    assert version(cache) is None
+
+
+def test_what_was_read_before_the_feed_was_lost_is_not_kept_after_it_is_back() -> None:
+    cache, clock = near()
+    before = cache.epoch
+    cache.lost()
+    cache.heard(clock.now)
+    cache.put(NAME, slot(1), FOREVER, before)
+    assert version(cache) is None
+
+
+def test_an_update_takes_away_what_it_replaces_and_nothing_newer() -> None:
+    cache, _ = near()
+    keep(cache, 5)
+    cache.told(NAME, 4)
+    assert version(cache) == 5
+    cache.told(NAME, 6)
+    assert version(cache) is None
+
+
+def test_the_creation_of_a_product_takes_away_that_it_was_unknown() -> None:
+    cache, _ = near()
+    keep(cache, UNKNOWN)
+    cache.told(NAME, 1)
+    assert version(cache) is None
+
+
+def test_what_was_read_before_an_update_was_told_is_not_kept_after_it() -> None:
+    cache, clock = near()
+    cache.told(NAME, 2)
+    for clock.now in (0, 9_000):
+        cache.heard(clock.now)
+        keep(cache, 1)
+        assert version(cache) is None
+    keep(cache, 2)
+    assert version(cache) == 2
+
+
+def test_an_older_update_that_is_told_late_does_not_make_its_sheet_welcome() -> None:
+    cache, _ = near()
+    cache.told(NAME, 3)
+    cache.told(NAME, 2)
+    keep(cache, 2)
+    assert version(cache) is None
+
+
+def test_what_was_told_is_remembered_for_ten_seconds_while_others_are_told() -> None:
+    """A reader that holds a slot longer than that has given up long before."""
+    cache, clock = near()
+    cache.told(NAME, 2)
+    for clock.now in range(0, 10_001, 500):
+        cache.told((f"P-{clock.now}", "LA"), 1)
+        cache.heard(clock.now)
+        keep(cache, 1)
+        assert version(cache) is None
+
+
+def test_clearing_forgets_also_what_would_be_served_stale() -> None:
+    cache, _ = near()
+    before = cache.epoch
+    keep(cache)
+    cache.clear()
+    assert (len(cache), cache.last_known(NAME)) == (0, None)
+    cache.put(NAME, slot(1), FOREVER, before)
+    assert cache.last_known(NAME) is None
+
+
+def test_without_capacity_nothing_is_kept() -> None:
+    cache, _ = near(capacity=0)
+    keep(cache)
+    assert len(cache) == 0
+
+
+def test_what_is_asked_for_stays_when_others_have_to_go() -> None:
+    cache, _ = near(capacity=3)
+    for n in range(3):
+        keep(cache, name=(f"P-{n}", "NY"))
+    for _ in range(4):
+        assert version(cache, ("P-0", "NY")) == 1
+    keep(cache, name=("P-9", "NY"))
+    assert version(cache, ("P-0", "NY")) == 1
+    assert version(cache, ("P-1", "NY")) is None
+    assert version(cache, ("P-9", "NY")) == 1
+
+
+def test_no_more_answers_are_kept_per_row_than_are_usual() -> None:
+    cache, _ = near()
+    keep(cache)
+    entry = cache.fresh(NAME, 0)
+    assert entry is not None
+    for quantity in range(1, 100):
+        entry.remember((0, quantity), b"an answer")
+    assert entry.answers is not None
+    assert 1 < len(entry.answers) < 20
+
+
+names = st.sampled_from([("P-1", "NY"), ("P-2", "NY"), ("P-3", "NY")])
+steps = st.one_of(
+    st.tuples(st.just("put"), names, st.integers(1, 5)),
+    st.tuples(st.just("told"), names, st.integers(1, 5)),
+    st.tuples(st.just("ask"), names, st.integers(0, 0)),
+    st.tuples(st.just("lost"), names, st.integers(0, 0)),
+    st.tuples(st.just("wait"), names, st.integers(0, 1500)),
+)
+
+
+@given(st.integers(0, 3), st.lists(steps, max_size=40))
+def test_nothing_older_than_what_was_told_is_ever_answered_and_the_bound_is_kept(
+    capacity: int, taken: list[tuple[str, Name, int]]
+) -> None:
+    cache, clock = near(capacity)
+    told = dict.fromkeys([name for _, name, _ in taken], 0)
+    for step, name, n in taken:
+        if step == "put":
+            keep(cache, n, name)
+        elif step == "told":
+            cache.told(name, n)
+            told[name] = max(told[name], n)
+        elif step == "lost":
+            cache.lost()
+            cache.heard(clock.now)
+        elif step == "wait":
+            clock.now += n
+            cache.heard(clock.now)
+        else:
+            assert (version(cache, name) or 10) >= told[name]
+        assert len(cache) <= capacity
+        if clock.now > 10_000:
+            break

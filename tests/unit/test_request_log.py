@@ -1,0 +1,119 @@
+"""What requests leave behind: counted as if one by one, written as JSON, and nothing lost at the end."""
+
+import json
+import sys
+import threading
+import time
+from datetime import datetime
+from io import TextIOWrapper
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+
+from app.observability import metrics
+from app.observability.requests import Record, RequestLog
+from tests.support.waiting import eventually
+
+BUCKETS = (0.001, 0.01, 0.1)
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+seconds = st.one_of(st.sampled_from([0.0, *BUCKETS, 0.1000001, 99.0]), st.floats(0, 1))
+
+
+def histogram() -> tuple[Histogram, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return Histogram("duration_seconds", "Any.", ["route"], buckets=BUCKETS, registry=registry), registry
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, sample.labels.get("le", "")): round(sample.value, 6)
+        for metric in registry.collect()
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+@given(st.lists(seconds, min_size=1, max_size=50))
+def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
+    (together, of_together), (alone, of_alone) = histogram(), histogram()
+    metrics.observe_many(together.labels("/price"), values)
+    for value in values:
+        alone.labels("/price").observe(value)
+    assert samples(of_together) == samples(of_alone)
+
+
+def quotes() -> float:
+    return metrics.quotes.labels("cache")._value.get()  # type: ignore[no-any-return]
+
+
+def requests(route: str) -> float:
+    prefix = f'pricing_http_request_duration_seconds_count{{method="POST",route="{route}",status="200"}} '
+    lines = generate_latest().decode().splitlines()
+    return sum(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
+
+
+def record(route: str = "/api/v1/price", at_hand: bool = False) -> Record:
+    return Record(time.time(), "POST", route, 200, 0.0012345, TRACE, at_hand)
+
+
+def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    log = RequestLog("api", lines=True)
+    log.note(record())
+    log.start()
+    log.stop()
+    (line,) = capfdbinary.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert abs(datetime.fromisoformat(entry.pop("timestamp")).timestamp() - time.time()) < 60
+    assert entry == {
+        "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE, "process": "api",
+        "event": "request", "level": "info", "logger": "access",
+    }  # fmt: skip
+
+
+def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    before = quotes()
+    log = RequestLog("api", lines=True)
+    log.start()
+
+    def answer(process: int) -> None:
+        for n in range(2_000):
+            log.note(Record(time.time(), "POST", "/noted", 200, 0.001, f"{process}-{n}", n % 2 == 0))
+
+    threads = [threading.Thread(target=answer, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.stop()
+    written = [json.loads(line)["trace_id"] for line in capfdbinary.readouterr().err.splitlines()]
+    assert sorted(written) == sorted(f"{process}-{n}" for process in range(3) for n in range(2_000))
+    assert requests("/noted") == 6_000
+    assert quotes() - before == 3_000
+
+
+def test_where_no_lines_are_wanted_requests_are_counted_all_the_same(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    log = RequestLog("api", lines=False)
+    log.note(record("/silent"))
+    log.start()
+    log.stop()
+    assert capfdbinary.readouterr().err == b""
+    assert requests("/silent") == 1
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:  # every write fails: no space left
+        monkeypatch.setattr(sys, "stderr", TextIOWrapper(full))
+        log = RequestLog("api", lines=True)
+        log.start()
+        for n in range(2):
+            log.note(record("/full"))
+            eventually(lambda: requests("/full") == n + 1)  # noqa: B023
+        log.stop()
+        monkeypatch.undo()
