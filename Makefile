@@ -6,12 +6,14 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run test check lint types unit integration e2e lock clean help
+.PHONY: run year test check lint types unit integration e2e lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 run: .venv/.run ## start everything: make run ARGS="--port 9000"
 	$(BIN)/pricing up $(ARGS)
+
+year: .venv/.year ## install the data of a grocer's real year, to import and replay
 
 test: lint types unit integration e2e ## everything that CI runs
 
@@ -37,6 +39,7 @@ e2e: .venv/.dev ## the running system, from outside
 lock: .venv/.tools ## pin every dependency anew, with hashes
 	$(LOCK) --all-extras --group dev --group tools --output-file requirements/dev.txt
 	$(LOCK) --constraint requirements/dev.txt --output-file requirements/run.txt
+	$(LOCK) --extra completejourney --constraint requirements/dev.txt --output-file requirements/year.txt
 	$(LOCK:pyproject.toml=) --constraint requirements/dev.txt --group tools --output-file requirements/tools.txt
 
 clean: ## forget the environment and caches (not the data in .pricing)
@@ -53,7 +56,7 @@ help:
 	$(BIN)/pip install --require-hashes --disable-pip-version-check -r requirements/tools.txt
 	@touch $@
 
-.venv/.run .venv/.dev: .venv/.%: requirements/%.txt .venv/.tools pyproject.toml
+.venv/.run .venv/.dev .venv/.year: .venv/.%: requirements/%.txt .venv/.tools pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r $< || \
 	  $(BIN)/pip install --require-hashes --disable-pip-version-check -r $<
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .

