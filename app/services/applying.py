@@ -1,5 +1,6 @@
 """Market events become prices: claim, change the inputs, reprice, commit, cache; only then acknowledge."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def apply_events(
             tx.events.check_fence(scope, token)
             new = tx.events.claim({item.event.id for item in batch})
             direct: list[Table] = []
-            causes: dict[tuple[int, int], str] = {}
+            causes: dict[tuple[int, int], dict[str, None]] = defaultdict(dict)
             again: list[Table] = []
             tasks: list[str] = []
             seen: set[str] = set()
@@ -107,9 +108,9 @@ def apply_events(
                     else:
                         keys = tx.catalog.keys(rows, DIRECT_ROWS)
                         (direct if fresh else again).append(keys)
-                        if fresh:
-                            _add_cause(causes, keys, item.event.id)
-            sheets = reprice(tx, union(direct), clock, causes)
+                        for key in keys.tolist() if fresh else ():
+                            causes[key][item.event.id] = None
+            sheets = reprice(tx, union(direct), clock, {key: _cause(list(ids)) for key, ids in causes.items()})
             cached = sheets + _not_among(sheets, tx.prices.current(union(again)) if again else [])
         cache.put(cached)
     for task_id in tasks:
@@ -122,11 +123,8 @@ def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[Price
     return [sheet for sheet in others if (sheet.product_id, sheet.location) not in have]
 
 
-def _add_cause(causes: dict[tuple[int, int], str], keys: Table, event_id: str) -> None:
-    """Note for each row that this event concerns it: `event:<id>`, or, with those before it, `events:<id>,<id>`."""
-    for key in keys.tolist():
-        before = causes.get(key)
-        causes[key] = f"event:{event_id}" if before is None else f"events:{before.partition(':')[2]},{event_id}"
+def _cause(event_ids: Sequence[str]) -> str:
+    return f"event:{event_ids[0]}" if len(event_ids) == 1 else f"events:{','.join(event_ids)}"
 
 
 def _change_inputs(tx: Transaction, item: Positioned) -> list[RowScope]:

@@ -195,6 +195,19 @@ def test_each_row_has_the_events_that_concern_it_as_its_cause(store: Store, appl
     assert history(store, "P-2") == [(1, 200, "event:b")]
 
 
+def test_an_event_that_concerns_a_row_twice_is_its_cause_once(store: Store, apply: Apply) -> None:
+    """A rule whose scope changes concerns what it was about before and what it is about now."""
+
+    def promotion(event_id: str, **scope: str) -> Event:
+        rule = {"promotion_id": "p", "name": "P", "kind": "percent", "value": 10, **scope}
+        return Event(id=event_id, type=EventType.PROMOTION_CHANGED, data={"promotion": rule})
+
+    apply(("1-0", promotion("narrow", product_id="P-1", location="NY")))
+    apply(("2-0", promotion("wide", location="NY")))
+    assert history(store, "P-1") == [(1, 900, "event:narrow"), (2, 900, "event:wide")]
+    assert history(store, "P-2") == [(1, 900, "event:wide")]
+
+
 def test_a_repeat_writes_nothing_but_the_cache(store: Store, apply: Apply) -> None:
     """The first run may have died after its commit, before it wrote to the cache."""
     event = ("1-0", list_price("a", 7))
