@@ -87,6 +87,28 @@ def config(
 app.command("import")(import_catalog)
 app.command()(replay)
 
+cache = typer.Typer(help="The shared cache of prices.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@cache.command()
+def clear() -> None:
+    """Forget every cached price, also what would be served in an outage, here and in every API process.
+
+    Nothing is lost: whoever asks next gets the price from the database, so do this while the database answers.
+    """
+    from app.adapters.price_cache import PriceCache
+    from app.adapters.redis_clients import make_redis
+    from app.bootstrap import lifetimes
+    from app.local.running import settings_of_running
+
+    settings = settings_of_running(load_settings())
+    if settings.cache_url is None:
+        fail("No cache is named: set PRICING_CACHE_URL, or start one with `pricing up`.")
+    with make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s) as client:
+        cleared = PriceCache(client, lifetimes(settings)).clear()
+    typer.echo(f"{cleared:,} cached prices were forgotten; every API process forgets its own.")
+
 
 def load_settings(**given: Any) -> "Settings":
     """The settings, with what the command line gives in front; a wrong one ends the program."""

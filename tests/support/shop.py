@@ -53,6 +53,11 @@ class Shop:
         cursor = self._database.execute(statement.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
+    def reconnect(self) -> None:
+        """After a death of PostgreSQL."""
+        self._database.close()
+        self._database = psycopg.connect(self.system.database_url, autocommit=True)
+
     def another_connection(self) -> "psycopg.Connection[Any]":
         """One whose transaction ends, as a context, with a commit."""
         return psycopg.connect(self.system.database_url)
