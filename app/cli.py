@@ -5,15 +5,13 @@ Each imports what it needs when it runs, so that --help is quick.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from app.catalog.command import import_catalog
-from app.replay.command import replay
-
-if TYPE_CHECKING:
-    from app.settings import Settings
+from app.commands import fail, load_settings
+from app.commands.import_catalog import import_catalog
+from app.commands.replay import replay
 
 app = typer.Typer(
     help="Answers what a product costs, here, now, for this customer.",
@@ -108,24 +106,6 @@ def clear() -> None:
     with make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s) as client:
         cleared = PriceCache(client, lifetimes(settings)).clear()
     typer.echo(f"{cleared:,} cached prices were forgotten; every API process forgets its own.")
-
-
-def load_settings(**given: Any) -> "Settings":
-    """The settings, with what the command line gives in front; a wrong one ends the program."""
-    from pydantic import ValidationError
-
-    from app.settings import Settings
-
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = [f"PRICING_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
-        fail("; ".join(wrong))
-
-
-def fail(message: str) -> NoReturn:
-    sys.stderr.write(f"pricing: {message}\n")
-    raise SystemExit(1)
 
 
 def main() -> None:

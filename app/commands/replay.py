@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.commands import fail, load_settings
+
 if TYPE_CHECKING:
     from app.catalog.merging import Progress
     from app.replay.playing import Tally
@@ -30,7 +32,6 @@ def replay(
     from rich.console import Console
 
     from app.catalog.reporting import progress_bars
-    from app.cli import fail, load_settings
     from app.local.running import settings_of_running
     from app.local.up import reachable_host
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from app.commands import fail, load_settings
+
 _SHOWN = 20
 """Refused rows that the terminal shows; a file takes them all."""
 
@@ -27,7 +29,9 @@ def import_catalog(
     ] = False,
     errors: Annotated[Path | None, typer.Option(help="Write every refused row to this CSV file.")] = None,
 ) -> None:
-    """Import a catalogue and compute its prices. What is there already stays as it is; running it again is safe.
+    """Import a catalogue and compute its prices. Running it again changes nothing.
+
+    A catalogue says what holds now: its values replace those that are there, also what events have said since.
 
     A row that cannot go in is reported with its line, and the rest goes in all the same; the exit code is 1 then.
     """
@@ -36,7 +40,6 @@ def import_catalog(
     from app.catalog.reporting import Refusals, progress_bars, summary
     from app.catalog.rows import Kind
     from app.catalog.sources import fill, import_source, open_source
-    from app.cli import fail, load_settings
     from app.local.running import settings_of_running
 
     if kind is not None and kind not in set(Kind):
