@@ -85,7 +85,7 @@ class InvalidationFeed:
     def _measure(self) -> None:
         near = self._reader.near
         metrics.near_cache_entries.set(len(near))
-        metrics.near_cache_trusted.set(near.trusted)
+        metrics.near_cache_bypassed.set(not near.trusted)
         metrics.near_cache_resets.inc(near.epoch - self._epoch)
         self._epoch = near.epoch
 

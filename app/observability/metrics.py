@@ -36,10 +36,10 @@ quotes = Counter(
 near_cache_entries = Gauge(
     "pricing_near_cache_entries", "Price sheets at hand in all API processes.", multiprocess_mode="livesum"
 )
-near_cache_trusted = Gauge(
-    "pricing_near_cache_trusted",
-    "1 while every API process hears the invalidation feed, 0 while one does not and bypasses its near cache.",
-    multiprocess_mode="livemin",
+near_cache_bypassed = Gauge(
+    "pricing_near_cache_bypassed",
+    "API processes that do not hear the invalidation feed, and bypass their near cache.",
+    multiprocess_mode="livesum",
 )
 near_cache_resets = Counter(
     "pricing_near_cache_resets_total", "Times that an API process distrusted all it had at hand, or was told to clear."
