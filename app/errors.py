@@ -17,7 +17,7 @@ What each means to the three who read it:
     InvalidInput   4xx                  fail, no retry             dead letter, acknowledge
     Unavailable    503 + Retry-After    retry, full jitter         leave pending
     Overloaded     503 + Retry-After    retry later                pause reading
-    Conflict       409                  drop: superseded           -
+    Conflict       409                  retry: look again          -
     anything else  500, logged once     fail                       dead letter after N deliveries
 """
 

@@ -5,6 +5,7 @@ depend on somebody listening, as Pub/Sub does.
 """
 
 import threading
+import time
 from datetime import UTC, datetime
 
 import redis
@@ -17,6 +18,10 @@ from app.observability import metrics
 from app.observability.tracing import consumer_span
 
 _logger = structlog.get_logger(__name__)
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 5.0
+"""A subscription that is half-open looks like one on which nothing happens, except for our own heartbeat."""
 
 SAME_MESSAGE_WINDOW_S = 5
 """Equal messages within this time are one: every listener hears each, and not all at the same moment."""
@@ -39,9 +44,18 @@ class Doorbell(threading.Thread):
     def _listen(self) -> None:
         with self._log.doorbell() as subscription:
             self._ring.set()  # something may have come while nobody listened
+            heard_at = beat_at = time.monotonic()
             while not self._stopping.is_set():
+                if time.monotonic() - heard_at > SILENCE_S:
+                    raise Unavailable(f"no heartbeat for {SILENCE_S:g} s: the connection is taken for dead")
+                if time.monotonic() - beat_at > HEARTBEAT_S:
+                    beat_at = time.monotonic()
+                    self._log.ring_heartbeat()
                 message = subscription.get_message(timeout=0.5)
                 if message is None:
+                    continue
+                heard_at = time.monotonic()
+                if self._log.is_heartbeat(message):
                     continue
                 if not message["data"].startswith(STREAM_ID_PREFIX):
                     take_over(self._log, message["data"])

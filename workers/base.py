@@ -8,7 +8,7 @@ from celery import Task
 from celery.exceptions import Retry
 from opentelemetry import trace
 
-from app.errors import LockHeld, Overloaded, Unavailable
+from app.errors import Conflict, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import context_of
 
@@ -23,7 +23,7 @@ class PricingTask(Task):
     Everything else fails at once.
     """
 
-    autoretry_for = (Unavailable, Overloaded, LockHeld, ConnectionError, TimeoutError)
+    autoretry_for = (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError)
     max_retries = 8
     retry_backoff = 1
     retry_backoff_max = 30

@@ -6,7 +6,7 @@ attribute: subscribers can use it, and listeners see by it that the stream has t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -244,8 +244,20 @@ class EventLog:
             ignore_subscribe_messages=True
         )
         with unavailable_if_down():
-            subscription.subscribe(self._names.channel)
+            subscription.subscribe(self._names.channel, self._heartbeats)
         return subscription
+
+    def ring_heartbeat(self) -> None:
+        """Something for every doorbell to hear, on a channel beside that of the events."""
+        with unavailable_if_down():
+            self._client.publish(self._heartbeats, b"")
+
+    def is_heartbeat(self, message: Mapping[str, Any]) -> bool:
+        return bool(message["channel"] == self._heartbeats.encode())
+
+    @property
+    def _heartbeats(self) -> str:
+        return f"{self._names.channel}:heartbeat"
 
     def ping(self) -> None:
         with unavailable_if_down():

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.schema import fences, outbox, processed_events
+from app.domain.rows import RowScope
 from app.errors import LockLost
 
 
@@ -32,6 +33,18 @@ class EventTables:
     def processed(self, event_id: str) -> bool:
         select = sa.select(sa.exists().where(processed_events.c.event_id == event_id))
         return bool(self._connection.execute(select).scalar_one())
+
+    def note_scopes(self, event_id: str, scopes: Sequence[RowScope]) -> None:
+        """Which rows a processed event concerned: a repeat has to cache them again, and cannot know them all."""
+        noted = [scope._asdict() for scope in scopes]
+        change = processed_events.update().where(processed_events.c.event_id == event_id)
+        self._connection.execute(change.values(scopes=noted))
+
+    def scopes(self, event_id: str) -> list[RowScope]:
+        """The rows that a processed event concerned."""
+        select = sa.select(processed_events.c.scopes).where(processed_events.c.event_id == event_id)
+        noted = self._connection.execute(select).scalar_one_or_none() or []
+        return [RowScope(**scope) for scope in noted]
 
     def put_outbox(self, event_id: str, event: bytes) -> None:
         """An event to be sent once this transaction has committed."""

@@ -16,7 +16,7 @@ local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
 local last = tonumber(redis.call('GET', KEYS[1]) or 0)
 if token <= last then token = last + 1 end
-redis.call('SET', KEYS[1], string.format('%.0f', token))
+redis.call('SET', KEYS[1], string.format('%.0f', token), 'EX', 86400)
 return string.format('%.0f', token)
 """
 

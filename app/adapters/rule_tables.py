@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database import read_columns
-from app.adapters.schema import categories, departments, locations, policies, products, promotions
+from app.adapters.schema import categories, departments, locations, policies, products, promotions, rule_removals
 from app.domain.columns import (
     ABSENT,
     NEVER,
@@ -78,6 +79,9 @@ _PROMOTIONS = f"""
 
 _SCOPE_FIELDS = ("product_key", "category_key", "department_key", "location_key", "currency_number")
 
+_NOTHING = 0
+"""A key that no category or department has."""
+
 _UNSTORED = 2**40
 """Keys from here on are of rules that are only supposed; no stored one comes near."""
 
@@ -105,12 +109,12 @@ class RuleTables:
         Raises `InvalidInput` where it names what is not there or another policy has the same scope, and
         `AlreadyExists` where it is to be `new` and is not.
         """
-        row = policy_row(policy, self.scope_keys(policy))
+        row = policy_row(policy, self.scope_keys(policy, create=True))
         return self._save(policies, "policy_id", policy.policy_id, row, position, new)
 
     def save_promotion(self, promotion: Promotion, position: int, *, new: bool = False) -> bool:
         """As `save_policy`; any number of promotions may share a scope."""
-        row = promotion_row(promotion, self.scope_keys(promotion))
+        row = promotion_row(promotion, self.scope_keys(promotion, create=True))
         return self._save(promotions, "promotion_id", promotion.promotion_id, row, position, new)
 
     def remove_policy(self, policy_id: str, position: int) -> Policy | None:
@@ -148,6 +152,8 @@ class RuleTables:
             raise AlreadyExists(f"{id_column} {rule_id!r} exists; PUT replaces it")
         if stored is not None and stored.position > position:
             return False
+        if stored is None and self._removed_after(f"{table.name}/{rule_id}", position):
+            return False
         try:
             with self._connection.begin_nested():
                 if stored is None:
@@ -162,14 +168,28 @@ class RuleTables:
 
     def _remove(self, table: sa.Table, id_column: str, rule_id: str, position: int, read: Any) -> Any:
         stored = self._connection.execute(
-            sa.select(table.c.position).where(table.c[id_column] == rule_id, ~table.c.removed).with_for_update()
-        ).scalar_one_or_none()
-        if stored is None or stored > position:
+            sa.select(table.c.position, table.c.removed).where(table.c[id_column] == rule_id).with_for_update()
+        ).one_or_none()
+        if stored is None or stored.removed:
+            # Its creation may still be on its way; this keeps it from coming back.
+            self._note_removal(f"{table.name}/{rule_id}", position)
+            return None
+        if stored.position > position:
             return None
         rule = read(rule_id)
         change = table.update().where(table.c[id_column] == rule_id)
         self._connection.execute(change.values(removed=True, position=position))
         return rule
+
+    def _note_removal(self, rule: str, position: int) -> None:
+        noted = insert(rule_removals).values(rule=rule, position=position)
+        newest = sa.func.greatest(rule_removals.c.position, noted.excluded.position)
+        self._connection.execute(noted.on_conflict_do_update(index_elements=["rule"], set_={"position": newest}))
+
+    def _removed_after(self, rule: str, position: int) -> bool:
+        select = sa.select(rule_removals.c.position).where(rule_removals.c.rule == rule)
+        removal: int | None = self._connection.execute(select).scalar_one_or_none()
+        return removal is not None and removal > position
 
     def _one(self, table: sa.Table, id_column: str, rule_id: str) -> sa.Row[Any]:
         found = self._connection.execute(_with_names(table).where(table.c[id_column] == rule_id)).one_or_none()
@@ -181,9 +201,9 @@ class RuleTables:
         ids = table.c[id_column]
         return self._connection.execute(_with_names(table).where(ids > last).order_by(ids).limit(limit)).all()
 
-    def scope_keys(self, scope: Scope) -> dict[str, Any]:
-        """The columns that `schema._scope` declares. Raises `InvalidInput` where a name is unknown; a
-        category or department that no product has yet is created."""
+    def scope_keys(self, scope: Scope, *, create: bool = False) -> dict[str, Any]:
+        """The columns that `schema._scope` declares. Raises `InvalidInput` where a product or location is unknown.
+        A category or department that no product has yet is created on demand; else its key is one of nothing."""
         location = None
         if scope.location is not None:
             select = sa.select(locations.c.location_key, locations.c.currency)
@@ -198,8 +218,8 @@ class RuleTables:
                 raise InvalidInput(f"there is no product {scope.product_id!r}", "product_id")
         return {
             "product_key": product_key,
-            "category_key": self._named_key(categories, scope.category),
-            "department_key": self._named_key(departments, scope.department),
+            "category_key": self._named_key(categories, scope.category, create),
+            "department_key": self._named_key(departments, scope.department, create),
             "location_key": location.location_key if location else None,
             "currency": location.currency if location else scope.currency,
         }
@@ -236,17 +256,16 @@ class RuleTables:
             names[key] = Label(promotion.promotion_id, promotion.name)
         return rules._replace(promotions=stored), labels._replace(promotions=names)
 
-    def _named_key(self, table: sa.Table, name: str | None) -> int | None:
+    def _named_key(self, table: sa.Table, name: str | None, create: bool) -> int | None:
         if name is None:
             return None
         key = next(iter(table.primary_key))
         find = sa.select(key).where(table.c.name == name)
         found: int | None = self._connection.execute(find).scalar_one_or_none()
-        if found is None:
-            insert = sa.dialects.postgresql.insert(table).values(name=name).on_conflict_do_nothing()
-            self._connection.execute(insert)
+        if found is None and create:
+            self._connection.execute(insert(table).values(name=name).on_conflict_do_nothing())
             found = self._connection.execute(find).scalar_one()
-        return found
+        return _NOTHING if found is None else found
 
 
 def _with_names(table: sa.Table) -> sa.Select[Any]:

@@ -158,6 +158,13 @@ promotions = sa.Table(
     ),
 )
 
+rule_removals = sa.Table(
+    "rule_removals",
+    metadata,
+    sa.Column("rule", sa.Text, primary_key=True, comment="policies/<id> or promotions/<id>, unknown when removed"),
+    sa.Column("position", sa.BigInteger, nullable=False),
+)
+
 price_sheets = sa.Table(
     "price_sheets",
     metadata,
@@ -186,6 +193,7 @@ processed_events = sa.Table(
     "processed_events",
     metadata,
     sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("scopes", JSONB, nullable=False, server_default="[]", comment="the rows it concerned: RowScope, …"),
     _instant("processed_at", nullable=False, server_default=_NOW),
     sa.Index(None, "processed_at"),
 )

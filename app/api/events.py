@@ -64,7 +64,7 @@ async def recalculate(deps: Deps, idempotency_key: IdempotencyKey = None) -> Res
 
 
 async def _publish(given: MarketEvent, idempotency_key: str | None, deps: ApiResources) -> str:
-    event_id = given.id or _id_from(idempotency_key)
+    event_id = given.id or _id_from(idempotency_key, given)
     event = Event(
         **given.model_dump(exclude={"id", "time"}),
         id=event_id,
@@ -76,5 +76,9 @@ async def _publish(given: MarketEvent, idempotency_key: str | None, deps: ApiRes
     return event_id
 
 
-def _id_from(idempotency_key: str | None) -> str:
-    return str(uuid4()) if idempotency_key is None else hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
+def _id_from(idempotency_key: str | None, given: MarketEvent) -> str:
+    """The same key and the same event give the same id; a key that is used again for another event does not."""
+    if idempotency_key is None:
+        return str(uuid4())
+    said = f"{idempotency_key}\n{given.model_dump_json()}"
+    return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 
 import anyio.to_thread
+import structlog
 from fastapi import APIRouter, Response
 
 from app.api.answers import answer
@@ -11,6 +12,8 @@ from app.api.deps import Deps
 from app.api.schemas import Health, Readiness
 from app.errors import Unavailable
 from app.observability import metrics
+
+_logger = structlog.get_logger(__name__)
 
 router = APIRouter(tags=["operation"])
 
@@ -45,7 +48,8 @@ async def _check(ping: Awaitable[None]) -> str:
         async with asyncio.timeout(PATIENCE_S):
             await ping
     except Unavailable as error:
-        return str(error)
+        _logger.warning("not ready", error=str(error))
+        return "does not answer"
     except TimeoutError:
         return f"no answer within {PATIENCE_S:g} s"
     return "ok"

@@ -89,6 +89,10 @@ def problem_of(error: PricingError) -> Problem:
     errors = []
     if isinstance(error, InvalidInput) and error.path:
         errors.append(FieldError(path=f"body.{error.path}", message=error.message))
+    if isinstance(error, Unavailable):
+        # Its text names hosts and users, which are for the log only.
+        _logger.warning("unavailable", error=str(error))
+        return make_problem(status, error.code, "A store is away; try again after Retry-After seconds.")
     return make_problem(status, error.code, str(error), errors)
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -88,17 +89,20 @@ def apply_events(
             again: list[Table] = []
             tasks: list[str] = []
             seen: set[str] = set()
+            _lock_signal_rows(tx, [item.event for item in batch if item.event.id in new])
             for item in batch:
                 fresh = item.event.id in new and item.event.id not in seen
                 seen.add(item.event.id)
                 try:
-                    scopes = _change_inputs(tx, item) if fresh else _scopes(tx, item.event)
+                    scopes = _change_inputs(tx, item) if fresh else tx.events.scopes(item.event.id)
                 except InvalidInput as error:
                     refused.append(Refused(item.stream_id, str(error)))
                     if fresh:
                         new.discard(item.event.id)
                         tx.events.release(item.event.id)
                     continue
+                if fresh:
+                    tx.events.note_scopes(item.event.id, scopes)
                 for n, rows in enumerate(scopes):
                     total = tx.catalog.count(rows)
                     if total > DIRECT_ROWS or item.event.type is EventType.RECALCULATE:
@@ -116,6 +120,18 @@ def apply_events(
     for task_id in tasks:
         queue.recalculate(task_id)
     return Applied(len(new), len(sheets), refused)
+
+
+def _lock_signal_rows(tx: Transaction, events: Sequence[Event]) -> None:
+    """Hold the rows that a batch sets signals of, in key order. Its events come in the order of the stream, and
+    would lock the rows in that order: a deadlock with every batch that comes in another."""
+    keys: list[Table] = []
+    for event in events if len(events) > 1 else ():
+        if event.type in _SIGNALS:
+            with suppress(InvalidInput):  # it is refused in its turn
+                keys += [tx.catalog.keys(scope, DIRECT_ROWS) for scope in _scopes(tx, event)]
+    if keys:
+        tx.prices.lock(union(keys))
 
 
 def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[PriceSheet]:

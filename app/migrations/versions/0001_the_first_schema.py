@@ -97,10 +97,23 @@ def upgrade() -> None:
     op.create_table(
         "processed_events",
         sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column(
+            "scopes",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default="[]",
+            nullable=False,
+            comment="the rows it concerned: RowScope, …",
+        ),
         sa.Column("processed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("event_id", name=op.f("processed_events_pkey")),
     )
     op.create_index(op.f("processed_events_processed_at_idx"), "processed_events", ["processed_at"], unique=False)
+    op.create_table(
+        "rule_removals",
+        sa.Column("rule", sa.Text(), nullable=False, comment="policies/<id> or promotions/<id>, unknown when removed"),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("rule", name=op.f("rule_removals_pkey")),
+    )
     op.create_table(
         "signals",
         sa.Column("product_key", sa.Integer(), nullable=False),
@@ -295,6 +308,7 @@ def downgrade() -> None:
     )
     op.drop_table("tasks")
     op.drop_table("signals")
+    op.drop_table("rule_removals")
     op.drop_index(op.f("processed_events_processed_at_idx"), table_name="processed_events")
     op.drop_table("processed_events")
     op.drop_index(
