@@ -24,7 +24,10 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     resources = open_api_resources(settings)
     log = RequestLog("api", lines=settings.log_level in ("debug", "info"))
     return RequestMiddleware(
-        create_api(settings, resources, log), log, QuickWay(resources.near), settings.trace_sample_ratio
+        create_api(settings, resources, log),
+        log,
+        QuickWay(resources.near, resources.reader.bring),
+        settings.trace_sample_ratio,
     )
 
 

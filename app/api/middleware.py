@@ -52,7 +52,8 @@ class RequestMiddleware:
         if self._quick_way.serves(path) and scope["method"] == "POST" and quick.JSON in scope["headers"]:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
-                answer = self._quick_way.answer(path, message["body"])
+                body = message["body"]
+                answer = self._quick_way.answer(path, body) or await self._quick_way.fetch(path, body)
                 if answer is not None:
                     headers = [
                         (b"content-type", b"application/json"),

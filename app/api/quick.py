@@ -1,10 +1,11 @@
-"""The quick way: prices that this process has at hand, answered without routing, validation models or I/O.
+"""The quick way: prices that this process or the shared cache has at hand, answered without routing or models.
 
 It accepts exactly what `PriceRequest` and `BatchRequest` accept in strict JSON types, and leaves everything else,
 wrong or merely unusual, to the endpoints, which decide and explain. A test holds the two equal.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -13,8 +14,10 @@ from app.api.answers import encode
 from app.bootstrap import now_ms
 from app.domain.columns import Segment
 from app.domain.quote import MAX_QUANTITY, quote
+from app.domain.rules import ID_PATTERN
 from app.domain.sheet import decode_sheet
 from app.services.near_cache import NearCache
+from app.services.slots import Name, Slot
 
 JSON = (b"content-type", b"application/json")
 """The header that a quick request has; every other way to say that a body is JSON is the endpoint's to judge."""
@@ -33,7 +36,9 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     items: Annotated[list[_Request], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
-_decode_request = msgspec.json.Decoder(_Request).decode
+_is_id = re.compile(ID_PATTERN).fullmatch
+
+decode_request = msgspec.json.Decoder(_Request).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
@@ -45,10 +50,10 @@ class QuickAnswer(NamedTuple):
 
 
 class QuickWay:
-    """By path, what can be answered from the near cache."""
+    """By path, what can be answered from the near cache. `bring` puts there what the shared cache has."""
 
-    def __init__(self, near: NearCache) -> None:
-        self._near = near
+    def __init__(self, near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[None]]) -> None:
+        self._near, self._bring = near, bring
         self._ways: dict[str, Callable[[bytes], QuickAnswer | None]] = {
             "/api/v1/price": self._price,
             "/api/v1/prices/batch": self._batch,
@@ -64,8 +69,22 @@ class QuickWay:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
+    async def fetch(self, path: str, body: bytes) -> QuickAnswer | None:
+        """The same, with what the shared cache has brought here first."""
+        try:
+            requests = _decode_batch(body).items if path.endswith("/batch") else [decode_request(body)]
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        now = now_ms()
+        names = dict.fromkeys((request.product_id, request.user_location) for request in requests)
+        missing = [name for name in names if self._near.fresh(name, now) is None]
+        if not missing or not all(_is_id(part) for name in missing for part in name):
+            return None
+        await self._bring(missing)
+        return self.answer(path, body)
+
     def _price(self, body: bytes) -> QuickAnswer | None:
-        answer = self._quote(_decode_request(body), now_ms())
+        answer = self._quote(decode_request(body), now_ms())
         return None if answer is None else QuickAnswer(answer, 1)
 
     def _batch(self, body: bytes) -> QuickAnswer | None:
@@ -84,11 +103,15 @@ class QuickWay:
         entry = self._near.fresh((request.product_id, request.user_location), now)
         if entry is None or now >= entry.refresh_at or entry.slot.unknown:
             return None
-        context = (request.is_prime_member, request.quantity)
-        answers = entry.answers
-        answer = None if answers is None else answers.get(context)
+        if request.quantity != 1:
+            return _answer(entry.slot, request)
+        answer = entry.member if request.is_prime_member else entry.everyone
         if answer is None:
-            segment = Segment.MEMBER if request.is_prime_member else Segment.EVERYONE
-            answer = encode(quote(decode_sheet(entry.slot.payload), segment, request.quantity, "cache"))
-            entry.remember(context, answer)
+            answer = _answer(entry.slot, request)
+            self._near.remember(entry, request.is_prime_member, answer)
         return answer
+
+
+def _answer(slot: Slot, request: _Request) -> bytes:
+    segment = Segment.MEMBER if request.is_prime_member else Segment.EVERYONE
+    return encode(quote(decode_sheet(slot.payload), segment, request.quantity, "cache"))

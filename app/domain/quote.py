@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -89,6 +90,7 @@ def quote(sheet: PriceSheet, segment: Segment, quantity: int, source: Source) ->
     )
 
 
+@lru_cache(4096)
 def discount_rate(base: int, final: int) -> Decimal:
     """The share of the base price that promotions, tiers and floor took off, with four decimals."""
     return Decimal(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0).scaleb(-4)
@@ -97,6 +99,7 @@ def discount_rate(base: int, final: int) -> Decimal:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(4096)  # sheets that were computed together share theirs
 def instant(ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=ms)
 

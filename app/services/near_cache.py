@@ -6,36 +6,34 @@ the message is on its way, or, where the feed has broken silently, for `silence_
 
 from collections.abc import Callable
 
-from app.services.slots import Name, Slot
+import msgspec
 
-_CONTEXTS = 8
-"""Encoded answers kept per entry: two segments in a few usual quantities."""
+from app.services.slots import Name, Slot
 
 _NEVER = -(10**15)
 
 
-class Entry:
-    """One row. `answers` holds finished answers by (segment, quantity)."""
+class Entry(msgspec.Struct, gc=False):
+    """One row. `everyone` and `member` are the finished answers for one unit, where they are remembered.
 
-    __slots__ = ("answers", "epoch", "hits", "refresh_at", "slot")
+    The garbage collector leaves entries out (they hold no cycles): looking through a hundred thousand of them
+    again and again would hold up the requests.
+    """
 
-    def __init__(self, slot: Slot, epoch: int, refresh_at: int) -> None:
-        self.slot, self.epoch, self.refresh_at = slot, epoch, refresh_at
-        self.hits = 0
-        self.answers: dict[tuple[int, int], bytes] | None = None
-
-    def remember(self, context: tuple[int, int], answer: bytes) -> None:
-        if self.answers is None:
-            self.answers = {}
-        if len(self.answers) < _CONTEXTS:
-            self.answers[context] = answer
+    slot: Slot
+    epoch: int
+    refresh_at: int
+    hits: int = 0
+    everyone: bytes | None = None
+    member: bytes | None = None
 
 
 class NearCache:
-    """At most `capacity` rows. `clock` gives ms that never run backwards."""
+    """At most `capacity` rows, and finished answers for half as many. `clock` gives ms that never run backwards."""
 
     def __init__(self, capacity: int, silence_ms: int, clock: Callable[[], int]) -> None:
         self._capacity, self._silence_ms, self._clock = capacity, silence_ms, clock
+        self._answers_left = capacity // 2
         self._entries: dict[Name, Entry] = {}
         # Versions told lately: a slot that was read before its invalidation arrived is not kept after it.
         # Two generations, swapped by time, bound their number.
@@ -73,7 +71,18 @@ class NearCache:
             return
         if len(self._entries) >= self._capacity and name not in self._entries:
             self._evict()
+        self._forget(name)
         self._entries[name] = Entry(slot, epoch, refresh_at)
+
+    def remember(self, entry: Entry, is_member: bool, answer: bytes) -> None:
+        """Keep a finished answer for one unit of a row that is here, while there is room for it."""
+        if not self._answers_left:
+            return
+        self._answers_left -= 1
+        if is_member:
+            entry.member = answer
+        else:
+            entry.everyone = answer
 
     @property
     def epoch(self) -> int:
@@ -100,12 +109,13 @@ class NearCache:
         self._told[name] = max(version, self._told.get(name, version))
         entry = self._entries.get(name)
         if entry is not None and entry.slot.version <= version:
-            del self._entries[name]
+            self._forget(name)
 
     def clear(self) -> None:
         """Forget everything, also what would be served stale."""
         self._epoch += 1
         self._entries.clear()
+        self._answers_left = self._capacity // 2
 
     def hits(self) -> list[tuple[Name, Entry]]:
         """Every entry as it is now; its `hits` say how often it was asked for lately."""
@@ -115,13 +125,17 @@ class NearCache:
         told = self._told.get(name, self._told_before.get(name))
         return told is not None and told > version
 
+    def _forget(self, name: Name) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self._answers_left += (entry.everyone is not None) + (entry.member is not None)
+
     def _evict(self) -> None:
         """Second chance: the oldest entry goes, unless it was asked for since it was last looked at."""
         for _ in range(len(self._entries)):
-            name = next(iter(self._entries))
-            entry = self._entries.pop(name)
+            name, entry = next(iter(self._entries.items()))
             if entry.hits < 2:
-                return
+                break
             entry.hits //= 2
-            self._entries[name] = entry
-        self._entries.pop(next(iter(self._entries)))
+            self._entries[name] = self._entries.pop(name)
+        self._forget(next(iter(self._entries)))

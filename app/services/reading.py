@@ -84,6 +84,16 @@ class SheetReader:
             self._loading.clear()
         self.near.heard(sent_at)
 
+    async def bring(self, names: Sequence[Name]) -> None:
+        """Keep at hand what the shared cache has fresh of these rows. All else is for `find` to do."""
+        if not names or not self.near.trusted:
+            return
+        now, epoch = self._clock(), self.near.epoch
+        slots = await self._ask_cache(lambda: self._cache.get(list(names)))
+        for name, slot in zip(names, slots or (), strict=slots is not None):
+            if slot is not None and now < slot.fresh_until:
+                self._keep(name, slot, epoch)
+
     async def find(self, names: Sequence[Name]) -> dict[Name, Found]:
         """Every row's slot and where it came from. At most one round trip to Redis for what is fresh there.
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 Name = tuple[str, str]
 """A product's id and a location."""
 
@@ -9,7 +11,7 @@ UNKNOWN = -1
 """The version of a row that is known not to exist: below every real one, so any real one replaces it."""
 
 
-class Slot(NamedTuple):
+class Slot(msgspec.Struct, frozen=True, gc=False):
     """`payload` is a `PriceSheet` as JSON, or, at version `UNKNOWN`, the reason why there is none.
 
     `checked_at` (ms) is when the database last said so. From `fresh_until` (ms) on the slot may be served only

@@ -190,15 +190,25 @@ def test_what_is_asked_for_stays_when_others_have_to_go() -> None:
     assert version(cache, ("P-9", "NY")) == 1
 
 
-def test_no_more_answers_are_kept_per_row_than_are_usual() -> None:
-    cache, _ = near()
-    keep(cache)
-    entry = cache.fresh(NAME, 0)
-    assert entry is not None
-    for quantity in range(1, 100):
-        entry.remember((0, quantity), b"an answer")
-    assert entry.answers is not None
-    assert 1 < len(entry.answers) < 20
+def test_finished_answers_are_kept_for_half_as_many_as_there_is_room_for_and_vanish_with_their_rows() -> None:
+    cache, _ = near(capacity=4)
+    entries = []
+    for number in range(3):
+        keep(cache, name=(f"P-{number}", "NY"))
+        entry = cache.fresh((f"P-{number}", "NY"), 0)
+        assert entry is not None
+        cache.remember(entry, number == 1, b"an answer")
+        entries.append(entry)
+    assert [(entry.everyone, entry.member) for entry in entries] == [
+        (b"an answer", None),
+        (None, b"an answer"),
+        (None, None),
+    ]
+    cache.told(("P-0", "NY"), 2)
+    cache.remember(entries[2], False, b"an answer")
+    assert entries[2].everyone == b"an answer"
+    cache.remember(entries[1], False, b"an answer")
+    assert entries[1].everyone is None
 
 
 names = st.sampled_from([("P-1", "NY"), ("P-2", "NY"), ("P-3", "NY")])

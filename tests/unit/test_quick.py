@@ -1,6 +1,8 @@
 """The quick way says what the endpoint says, byte for byte, or leaves it to the endpoint."""
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -17,7 +19,7 @@ from app.domain.quote import MAX_QUANTITY, Quote, quote
 from app.domain.sheet import encode_sheet
 from app.services.near_cache import NearCache
 from app.services.quoting import Answer
-from app.services.slots import UNKNOWN, Slot
+from app.services.slots import UNKNOWN, Name, Slot
 from tests.unit.strategies import batch, promotion, row
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,7 +43,15 @@ def slot(version: int, payload: bytes, fresh_for_ms: int) -> Slot:
     return Slot(version, now_ms(), now_ms() + fresh_for_ms, payload)
 
 
-WAY = QuickWay(near_cache())
+async def bring_nothing(names: Sequence[Name]) -> None:
+    pass
+
+
+def quick_way(near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[None]] = bring_nothing) -> QuickWay:
+    return QuickWay(near, bring)
+
+
+WAY = quick_way(near_cache())
 PRICE, BATCH = "/api/v1/price", "/api/v1/prices/batch"
 
 
@@ -166,11 +176,11 @@ def test_every_plainly_valid_body_of_a_price_at_hand_is_answered_quickly(
 
 @pytest.mark.parametrize("refresh_in_ms", [-1, 0])
 def test_a_price_that_is_due_to_be_refreshed_is_left_to_the_endpoint(refresh_in_ms: int) -> None:
-    assert quick_answer(written(REQUIRED), QuickWay(near_cache(refresh_in_ms))) is None
+    assert quick_answer(written(REQUIRED), quick_way(near_cache(refresh_in_ms))) is None
 
 
 def test_a_price_that_has_expired_is_left_to_the_endpoint() -> None:
-    assert quick_answer(written(REQUIRED), QuickWay(near_cache(fresh_for_ms=0))) is None
+    assert quick_answer(written(REQUIRED), quick_way(near_cache(fresh_for_ms=0))) is None
 
 
 def test_a_product_that_is_known_not_to_exist_is_left_to_the_endpoint() -> None:
@@ -180,9 +190,38 @@ def test_a_product_that_is_known_not_to_exist_is_left_to_the_endpoint() -> None:
 
 def test_a_price_is_not_at_hand_while_the_feed_is_lost() -> None:
     near = near_cache()
-    assert quick_answer(written(REQUIRED), QuickWay(near)) is not None
+    assert quick_answer(written(REQUIRED), quick_way(near)) is not None
     near.lost()
-    assert quick_answer(written(REQUIRED), QuickWay(near)) is None
+    assert quick_answer(written(REQUIRED), quick_way(near)) is None
+
+
+def fetched(body: bytes, present: bool) -> tuple[bytes | None, list[Name]]:
+    """What the quick way answers where this process has nothing at hand, and what it asked the shared cache for."""
+    asked: list[Name] = []
+    near = NearCache(10, HOUR_MS, monotonic_ms)
+    near.heard(monotonic_ms())
+
+    async def bring(names: Sequence[Name]) -> None:
+        asked.extend(names)
+        if present:
+            near.put((PRODUCT, LOCATION), slot(SHEET.version, encode_sheet(SHEET), HOUR_MS), now_ms() + HOUR_MS, 1)
+
+    answer = asyncio.run(quick_way(near, bring).fetch(PRICE, body))
+    return answer and answer.body, asked
+
+
+def test_what_only_the_shared_cache_has_is_brought_and_answered_in_the_same_way() -> None:
+    body = written(REQUIRED)
+    assert fetched(body, present=True) == (quick_answer(body), [(PRODUCT, LOCATION)])
+    assert fetched(body, present=False) == (None, [(PRODUCT, LOCATION)])
+
+
+@pytest.mark.parametrize("value", ["", "a/b", " a", "a\n", "-a", "é", "a" * 101])
+@pytest.mark.parametrize("field", ["product_id", "user_location"])
+def test_what_is_no_id_is_never_looked_up(field: str, value: str) -> None:
+    """Two names could share a key then."""
+    values = {"product_id": PRODUCT, "user_location": LOCATION, field: value}
+    assert fetched(json.dumps(values).encode(), present=True) == (None, [])
 
 
 outsides = st.sampled_from(
