@@ -1,5 +1,6 @@
 """How gunicorn serves the API: from the settings of `app.settings`, tracing and metrics per worker."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -8,6 +9,12 @@ import signal
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
+# Here, so that workers share the memory of what they all import. Not app.main: it imports the metrics, whose values
+# belong to one process each, and this one would count among them.
+import app.adapters.redis_clients
+import app.adapters.store
+import app.api.problems
+import app.services.quoting  # noqa: F401
 from app.observability.logging import configure_logging
 from app.observability.tracing import configure_tracing
 from app.settings import Settings
@@ -23,6 +30,7 @@ class PricingWorker(UvicornWorker):
         "http": "httptools",
         "lifespan": "on",
         "access_log": False,
+        "proxy_headers": False,  # nothing asks who the client is
         "server_header": False,
         "timeout_graceful_shutdown": 20,
     }
@@ -47,6 +55,12 @@ graceful_timeout = 30
 keepalive = 65
 timeout = 30
 proc_name = "pricing-api"
+
+
+def when_ready(server):
+    # What was imported stays: a collection in a worker shall neither look through it nor make a copy of its pages.
+    gc.collect()
+    gc.freeze()
 
 
 def post_fork(server, worker):
