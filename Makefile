@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run year test check lint types unit integration e2e lock clean help
+.PHONY: run year test check lint types unit integration e2e bench lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,9 @@ integration: .venv/.dev ## with a real PostgreSQL and Valkey
 
 e2e: .venv/.dev ## the running system, from outside
 	$(BIN)/pytest tests/e2e $(ARGS)
+
+bench: .venv/.dev ## how fast prices are read: make bench ARGS=--quick
+	$(BIN)/python -m loadtests.bench $(ARGS)
 
 lock: .venv/.tools ## pin every dependency anew, with hashes
 	$(LOCK) --all-extras --group dev --group tools --output-file requirements/dev.txt

@@ -1,0 +1,1 @@
+"""How fast prices are read: `make bench`."""

@@ -1,0 +1,75 @@
+"""Measure the read path: python -m loadtests.bench [--quick] [--only NAME …] [--seconds S] [--data FOLDER]"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from loadtests.bench import questions, results
+from loadtests.bench.load import need_wrk
+from loadtests.bench.measures import ALL, Bench
+from loadtests.bench.results import Result
+from loadtests.bench.servers import Product
+
+
+def main() -> None:
+    options = arguments()
+    need_wrk()
+    console = Console()
+    load_before = os.getloadavg()[0]
+    folder = options.data or Path(tempfile.mkdtemp(prefix="pricing-bench-"))
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
+    catalog = "completejourney" if questions.real_catalogue() and not options.sample else "sample"
+    console.print(f"Starting the service with the catalogue {catalog}")
+    product = Product(folder, catalog, {"PRICING_WORKERS": str(options.workers)})
+    try:
+        measured = measure(product.wait(), folder, catalog, options, console)
+    finally:
+        product.stop()
+        if options.data is None:
+            shutil.rmtree(folder)
+    given = {name: str(value) for name, value in vars(options).items() if value and name != "data"}
+    about = results.circumstances({**given, "catalog": catalog}, load_before)
+    console.print(results.table(measured))
+    console.print(f"Written: {results.save(measured, about)}", soft_wrap=True)
+    if not options.only and not options.quick:
+        console.print(f"Written: {results.document(measured, about)}", soft_wrap=True)
+
+
+def measure(
+    product: Product, folder: Path, catalog: str, options: argparse.Namespace, console: Console
+) -> list[Result]:
+    bench = Bench(
+        product,
+        folder,
+        questions.popularity(catalog),
+        options.workers,
+        seconds=options.seconds or (2 if options.quick else 5),
+        rounds=3 if options.quick else 7,
+        soak_s=60 if options.quick else 600,
+        say=lambda text: console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True),
+    )
+    measured: list[Result] = []
+    for name in options.only or ALL:
+        console.print(f"{name}: {ALL[name].__doc__}", highlight=False)
+        measured += ALL[name](bench)
+    return measured
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description="Measures the read path.")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; no page is written")
+    parser.add_argument("--only", action="append", choices=ALL, help="one part; may be given more than once")
+    parser.add_argument("--seconds", type=float, help="length of one run")
+    parser.add_argument("--workers", type=int, default=2, help="API processes")
+    parser.add_argument("--sample", action="store_true", help="the sample catalogue, also where the real one is there")
+    parser.add_argument("--data", type=Path, help="a data folder that is kept: the next run need not import again")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Load on one server: closed-loop by wrk, constant-rate by the pacer; and checks that the answers are right."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loadtests.bench.servers import ROOT, Server
+
+CONNECTIONS = 32
+SCRIPT = Path(__file__).with_name("wrk.lua")
+
+
+class Closed(NamedTuple):
+    """Requests a second with every connection always busy, and CPU microseconds of the server per request."""
+
+    per_s: float
+    cpu_us: float
+
+
+def need_wrk() -> None:
+    if shutil.which("wrk") is None:
+        sys.exit("the benchmark sends its requests with wrk: apt-get install wrk")
+
+
+def closed(server: Server, path: str, questions: Path, seconds: float, connections: int = CONNECTIONS) -> Closed:
+    before = server.cpu_s()
+    url = f"http://127.0.0.1:{server.port}{path}"
+    options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(SCRIPT)]
+    command = ["wrk", *options, url, "--", str(questions)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    cpu_s = server.cpu_s() - before
+    line = next(line for line in done.stdout.splitlines() if line.startswith("BENCH "))
+    requests, failed, duration_us = map(int, line.split()[1:])
+    if failed or not requests:
+        sys.exit(f"{server.name}: {failed} of {requests} requests failed")
+    return Closed(requests / duration_us * 1e6, cpu_s / requests * 1e6)
+
+
+def paced(server: Server, rate: float, questions: Path, seconds: float) -> dict[str, float]:
+    """Latencies in ms from when each request was due, as the pacer prints them."""
+    return finished(start_paced(server, rate, questions, seconds), seconds)
+
+
+def start_paced(server: Server, rate: float, questions: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loadtests.bench.pacer", server.port, rate, seconds, questions]
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def finished(pacer: subprocess.Popen[str], seconds: float) -> dict[str, float]:
+    output, _ = pacer.communicate(timeout=seconds + 30)
+    seen: dict[str, float] = json.loads(output)
+    if seen["errors"]:
+        sys.exit(f"{seen['errors']:,} of {seen['requests']:,} paced requests failed")
+    return seen
+
+
+def post(port: int, path: str, body: bytes) -> bytes:
+    """The answer to one request, which must be a success."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        content = response.read()
+        if response.status >= 300:
+            sys.exit(f"{path}: {response.status} {content[:300]!r} to {body[:300]!r}")
+        return content
+    finally:
+        connection.close()
+
+
+def get(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def quotes(server: Server, questions: Sequence[bytes]) -> list[bytes]:
+    """The service's answers, each as the bytes that a single request would get."""
+    answers: list[bytes] = []
+    for start in range(0, len(questions), 1000):
+        body = b'{"items":[%b]}' % b",".join(questions[start : start + 1000])
+        items = json.loads(post(server.port, "/api/v1/prices/batch", body), parse_float=Decimal)["items"]
+        answers += [dumps(item["quote"]) for item in items]
+    return answers
+
+
+def check(server: Server, questions: Sequence[bytes]) -> None:
+    """Every question is answered with its own price, explained to the cent."""
+    for question in questions:
+        answer = json.loads(post(server.port, "/api/v1/price", question), parse_float=Decimal)
+        if problem := wrong(answer, json.loads(question)):
+            sys.exit(f"{server.name}: {problem}: {answer} to {question!r}")
+
+
+def wrong(quote: dict[str, Any], question: dict[str, Any]) -> str | None:
+    segment = "member" if question["is_prime_member"] else "everyone"
+    asked = (question["product_id"], question["user_location"], segment, question["quantity"])
+    if tuple(quote[name] for name in ("product_id", "location", "segment", "quantity")) != asked:
+        return "the answer to another question"
+    if quote["list_price"] + sum(step["amount"] for step in quote["adjustments"]) != quote["final_price"]:
+        return "adjustments that do not add up"
+    return None
+
+
+def dumps(quote: dict[str, Any]) -> bytes:
+    """Plain numbers again, as clients see them."""
+    return json.dumps(quote, default=float, separators=(",", ":")).encode()
