@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AnyUrl, Field, SecretStr
+from pydantic import AnyUrl, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -67,6 +67,15 @@ class Settings(BaseSettings):
     trace_sample_ratio: float = Field(0.01, ge=0, le=1, description="Share of new traces that are kept.")
     metrics_dir: Path | None = Field(None, description="Folder (tmpfs) where processes share metrics.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level.")
+
+    @field_validator("database_url", "cache_url", "broker_url")
+    @classmethod
+    def _has_a_known_scheme(cls, url: SecretStr | None, field: ValidationInfo) -> SecretStr | None:
+        """A driver that is given another scheme may quote the whole URL, password included, in its error."""
+        schemes = ("postgresql", "postgres") if field.field_name == "database_url" else ("redis", "rediss", "unix")
+        if url is not None and url.get_secret_value().partition("://")[0] not in schemes:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return url
 
     @property
     def events_url(self) -> SecretStr | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
+import structlog
 from celery import Celery
 
 from app.adapters.event_log import Entry, position
@@ -17,6 +18,8 @@ from app.services.applying import apply_events as apply_to_prices
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
 from workers.context import resources
+
+_logger = structlog.get_logger(__name__)
 
 DUE_BATCH = 5_000
 """Price sheets per transaction when a promotion's boundary has passed."""
@@ -33,6 +36,7 @@ def apply_events(scope: str, entries: Sequence[tuple[str, str]]) -> None:
         )
     events = dict(entries)
     for refused in applied.refused:
+        _logger.warning("event refused", stream_id=refused.stream_id, reason=refused.reason)
         deps.log.dead_letter(Entry(refused.stream_id, events[refused.stream_id].encode()), refused.reason, 1)
     deps.log.acknowledge(list(events.keys() - {refused.stream_id for refused in applied.refused}))
     metrics.events_processed.labels("refused").inc(len(applied.refused))

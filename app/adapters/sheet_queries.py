@@ -10,7 +10,7 @@ from app.domain.rows import HistoryEntry, StoredSheet
 
 _HISTORY = """
     SELECT version, computed_at, lead(computed_at) OVER (ORDER BY version) AS until,
-           list_price, base_price, everyone_price, member_price, cause
+           list_price, base_price, everyone_price, member_price, cause, sheet
     FROM price_history
     WHERE product_key = (SELECT product_key FROM products WHERE product_id = :product_id)
       AND location_key = (SELECT location_key FROM locations WHERE location = :location)

@@ -193,6 +193,8 @@ class VersionAnswer(BaseModel):
     cause: str = Field(
         description="What led to it: event:<id>, events:<id>,<id> of several together, import:<name>, boundary, …"
     )
+    adjustments: list[AdjustmentAnswer] = Field(description="The steps from the list price to everyone_price.")
+    rejected: list[RejectedAnswer] = Field(description="The rules that did not apply to everyone, and why.")
 
 
 class LowestAnswer(BaseModel):

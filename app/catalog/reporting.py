@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from app.catalog.loading import ImportResult
 from app.catalog.merging import Refusal
+from app.errors import InvalidInput
 
 
 @contextmanager
@@ -36,7 +37,10 @@ class Refusals:
         self.count = 0
 
     def __enter__(self) -> "Refusals":
-        self._file = self._path.open("w", newline="", encoding="utf-8") if self._path else None
+        try:
+            self._file = self._path.open("w", newline="", encoding="utf-8") if self._path else None
+        except OSError as error:
+            raise InvalidInput(f"refused rows cannot be written to {self._path}: {error.strerror}") from None
         self._writer = csv.writer(self._file) if self._file else None
         if self._writer:
             self._writer.writerow(Refusal._fields)

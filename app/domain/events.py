@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AwareDatetime,
@@ -13,6 +13,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.json_schema import WithJsonSchema
 
@@ -96,6 +97,9 @@ _DATA: dict[EventType, type[_Data]] = {
 }
 
 
+_WIDE_BY_DEFAULT = frozenset({EventType.RECALCULATE, EventType.PROMOTION_CHANGED, EventType.POLICY_CHANGED})
+
+
 class Event(BaseModel):
     """`subject` is a product's id, a category's name, or `*`; `location` a location's id, or `*`."""
 
@@ -104,8 +108,10 @@ class Event(BaseModel):
     id: Id
     type: EventType
     source: Name = "/api"
-    subject: Name = EVERYTHING
-    location: Annotated[str, StringConstraints(pattern=rf"^\*$|{ID_PATTERN}")] = EVERYTHING
+    subject: Name = Field(EVERYTHING, description="A product's id, a category's name, or * for everything.")
+    location: Annotated[str, StringConstraints(pattern=rf"^\*$|{ID_PATTERN}")] = Field(
+        EVERYTHING, description="A store or a region, or * for all."
+    )
     time: AwareDatetime | None = None
     data: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     traceparent: (
@@ -118,6 +124,13 @@ class Event(BaseModel):
         if "type" in fields.data:
             _DATA[fields.data["type"]].model_validate(data)
         return data
+
+    @model_validator(mode="after")
+    def _says_what_it_is_about(self) -> Self:
+        """A signal of everything everywhere has to be meant, not forgotten."""
+        if self.type not in _WIDE_BY_DEFAULT and not {"subject", "location"} <= self.model_fields_set:
+            raise ValueError(f"{self.type} needs a subject and a location; * means all")
+        return self
 
     def typed_data(self) -> _Data:
         """`data` as what its type says it is."""

@@ -51,3 +51,4 @@ class HistoryEntry(NamedTuple):
     everyone_price: int
     member_price: int
     cause: str
+    sheet: bytes

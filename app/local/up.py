@@ -148,6 +148,8 @@ def fill_catalog(settings: Settings, catalog: str, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if result is not None:
         console.print(f"The catalogue is in: {result.sheets:,} prices", markup=False, highlight=False)
+    elif catalog != "none":
+        console.print(f"The database has products already; the catalogue {catalog} was not loaded", markup=False)
 
 
 def check_catalog(catalog: str) -> None:

@@ -5,8 +5,11 @@ from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from app.domain.columns import Segment
 from app.domain.money import to_decimal
+from app.domain.quote import quote
 from app.domain.rows import HistoryEntry
+from app.domain.sheet import decode_sheet
 from app.errors import NotFound
 from app.services.ports import Store
 from app.services.quoting import why_unknown
@@ -37,7 +40,9 @@ def price_history(
 
     def version(entry: HistoryEntry) -> dict[str, Any]:
         prices = ("list_price", "base_price", "everyone_price", "member_price")
-        return entry._asdict() | {field: money(getattr(entry, field)) for field in prices}
+        said = entry._asdict() | {field: money(getattr(entry, field)) for field in prices}
+        explained = quote(decode_sheet(said.pop("sheet")), Segment.EVERYONE, 1, "database")
+        return said | {"adjustments": explained.adjustments, "rejected": explained.rejected}
 
     return {
         "product_id": name[0],

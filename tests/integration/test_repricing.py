@@ -259,3 +259,34 @@ def test_a_recalculation_that_died_is_resumed_and_caches_what_the_dead_one_did_n
     for product, location in (("P-1", "NY"), ("P-2", "TYO")):
         assert history(store, product, location) == [(1, 1000, "event:t")]
     assert run(Written()), "a finished task has nothing left to do"
+
+
+def promotion_event(event_id: str, **data: object) -> Event:
+    return Event(id=event_id, type=EventType.PROMOTION_CHANGED, data=data)
+
+
+def half_off(product_id: str) -> dict[str, object]:
+    return {"promotion_id": "half", "name": "Half", "kind": "percent", "value": 50, "product_id": product_id}
+
+
+def test_a_promotion_that_was_removed_before_its_creation_arrived_stays_removed(store: Store, apply: Apply) -> None:
+    apply(("1-0", list_price("price", 10)))
+    apply(("3-0", promotion_event("removal", removed="half")))
+    apply(("2-0", promotion_event("creation", promotion=half_off("P-1"))))
+    assert [price for _, price, _ in history(store)] == [1000]
+    apply(("4-0", promotion_event("again", promotion=half_off("P-1"))))
+    with store.transaction() as tx:
+        assert tx.rules.promotion("half").product_id == "P-1"
+
+
+def test_a_repeat_caches_also_the_rows_that_a_rule_has_left(store: Store, apply: Apply) -> None:
+    """The first run may have died before it wrote to the cache, and a moved rule no longer says where it was."""
+    apply(("1-0", list_price("a", 10)), ("2-0", list_price("b", 10, "P-2")))
+    apply(("3-0", promotion_event("put", promotion=half_off("P-1"))))
+    moved = ("4-0", promotion_event("move", promotion=half_off("P-2")))
+    apply(moved)
+    _, cache, _ = apply(moved)
+    assert {sheet.product_id: sheet.member.tiers[0].final for sheet in cache.sheets} == {
+        "P-1": 10_000_000,
+        "P-2": 5_000_000,
+    }

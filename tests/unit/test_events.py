@@ -27,7 +27,7 @@ SOUND: dict[str, dict[str, Any]] = {
 
 
 def envelope(type_: str = "stock.changed", **fields: Any) -> dict[str, Any]:
-    return {"id": "e-1", "type": type_, "data": SOUND[type_]} | fields
+    return {"id": "e-1", "type": type_, "subject": "P-1", "location": "NY", "data": SOUND[type_]} | fields
 
 
 def refused(message: bytes | str) -> str:
@@ -55,7 +55,9 @@ def test_an_event_without_subject_or_location_is_about_everything() -> None:
 @given(st.decimals(0, 10**8, places=4))
 def test_an_amount_in_an_event_is_exact(amount: Decimal) -> None:
     for written in (f"{amount:f}", f'"{amount:f}"'):
-        event = decode_event(f'{{"id": "e", "type": "cost.changed", "data": {{"amount": {written}}}}}')
+        event = decode_event(
+            '{"id": "e", "type": "cost.changed", "subject": "P-1", "location": "NY", "data": {"amount": %s}}' % written
+        )
         data = event.typed_data()
         assert isinstance(data, MoneyData)
         assert data.amount == amount
@@ -160,3 +162,11 @@ def test_nothing_in_an_envelope_breaks_the_decoder(event: dict[str, Any]) -> Non
 @given(st.binary() | st.text() | anything.map(json.dumps))
 def test_noise_is_refused_and_nothing_worse(message: bytes | str) -> None:
     refused(message)
+
+
+@pytest.mark.parametrize("missing", ["subject", "location"])
+def test_a_signal_of_everything_has_to_be_meant(missing: str) -> None:
+    given = envelope("cost.changed")
+    del given[missing]
+    assert "needs a subject and a location" in refused(json.dumps(given))
+    assert getattr(decode_event(json.dumps(given | {missing: "*"})), missing) == "*"
