@@ -56,7 +56,7 @@ def test_an_event_without_subject_or_location_is_about_everything() -> None:
 def test_an_amount_in_an_event_is_exact(amount: Decimal) -> None:
     for written in (f"{amount:f}", f'"{amount:f}"'):
         event = decode_event(
-            '{"id": "e", "type": "cost.changed", "subject": "P-1", "location": "NY", "data": {"amount": %s}}' % written
+            json.dumps(envelope("cost.changed")).replace(json.dumps(SOUND["cost.changed"]), f'{{"amount": {written}}}')
         )
         data = event.typed_data()
         assert isinstance(data, MoneyData)
