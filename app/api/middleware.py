@@ -64,22 +64,25 @@ class RequestMiddleware:
                     await send({"type": "http.response.body", "body": answer.body})
                     return path, 200, answer.quotes
             receive = _replayed(message, receive)
-        status = 500
+        status, answered = 500, False
 
         async def send_with_trace(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
+                answered = True
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"traceparent", request.traceparent)]
             await send(message)
 
-        if request.sampled:
+        token = None if request.sampled else context.attach(request.context())
+        try:
             await self._app(scope, receive, send_with_trace)
-        else:
-            token = context.attach(request.context())
-            try:
-                await self._app(scope, receive, send_with_trace)
-            finally:
+        except Exception:
+            if not answered:
+                raise
+            # Starlette raises again what it has answered and logged as a defect: it counts like any other answer.
+        finally:
+            if token is not None:
                 context.detach(token)
         return _route(scope), status, 0
 

@@ -4,6 +4,7 @@ Staleness is bounded: a write reaches the cache and the feed in one step, so an 
 the message is on its way, or, where the feed has broken silently, for `silence_ms` at most.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from app.services.slots import Name, Slot
 
 _NEVER = -(10**15)
+_CHANCES = 8
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -34,7 +36,7 @@ class NearCache:
     def __init__(self, capacity: int, silence_ms: int, clock: Callable[[], int]) -> None:
         self._capacity, self._silence_ms, self._clock = capacity, silence_ms, clock
         self._answers_left = capacity // 2
-        self._entries: dict[Name, Entry] = {}
+        self._entries: OrderedDict[Name, Entry] = OrderedDict()  # its first entry is found at once
         # Versions told lately: a slot that was read before its invalidation arrived is not kept after it.
         # Two generations, swapped by time, bound their number.
         self._told: dict[Name, int] = {}
@@ -131,11 +133,12 @@ class NearCache:
             self._answers_left += (entry.everyone is not None) + (entry.member is not None)
 
     def _evict(self) -> None:
-        """Second chance: the oldest entry goes, unless it was asked for since it was last looked at."""
-        for _ in range(len(self._entries)):
+        """Second chance: the oldest entry goes, unless it was asked for since it was last looked at. Only a few
+        are looked at: where all are in demand, going on would hold up the requests to find none."""
+        for _ in range(_CHANCES):
             name, entry = next(iter(self._entries.items()))
             if entry.hits < 2:
                 break
             entry.hits //= 2
-            self._entries[name] = self._entries.pop(name)
+            self._entries.move_to_end(name)
         self._forget(next(iter(self._entries)))
