@@ -3,6 +3,8 @@
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from loadtests.bench.servers import Product
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is stopped
     need_wrk()
     console = Console()
     load_before = os.getloadavg()[0]
@@ -34,7 +37,6 @@ def main() -> None:
             shutil.rmtree(folder)
     given = {name: str(value) for name, value in vars(options).items() if value and name != "data"}
     about = results.circumstances({**given, "catalog": catalog}, load_before)
-    console.print(results.table(measured))
     console.print(f"Written: {results.save(measured, about)}", soft_wrap=True)
     if not options.only and not options.quick:
         console.print(f"Written: {results.document(measured, about)}", soft_wrap=True)
@@ -49,14 +51,16 @@ def measure(
         questions.popularity(catalog),
         options.workers,
         seconds=options.seconds or (2 if options.quick else 5),
-        rounds=3 if options.quick else 7,
+        rounds=3 if options.quick else 5,
         soak_s=60 if options.quick else 600,
         say=lambda text: console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True),
     )
     measured: list[Result] = []
     for name in options.only or ALL:
         console.print(f"{name}: {ALL[name].__doc__}", highlight=False)
-        measured += ALL[name](bench)
+        part = list(ALL[name](bench))
+        console.print(results.table(part))
+        measured += part
     return measured
 
 

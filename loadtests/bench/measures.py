@@ -1,6 +1,7 @@
 """What is measured, one function each. Contenders take turns within a round, each round in another order."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -210,11 +211,14 @@ def _during_recalculation(bench: Bench, rate: float, seconds: float) -> dict[str
 
 def recalculated(product: Product, enough: Callable[[], bool]) -> None:
     task = json.loads(load.post(product.port, "/api/v1/recalculate", b""))["task_id"]
-    while not enough() and json.loads(load.get(product.port, f"/api/v1/tasks/{task}"))["state"] not in ENDED:
+    deadline = time.monotonic() + 180
+    while not enough():
+        state = json.loads(load.get(product.port, f"/api/v1/tasks/{task}"))["state"]
+        if state == "succeeded":
+            return
+        if state == "failed" or time.monotonic() > deadline:
+            sys.exit(f"a recalculation is {state} after a while: see the worker's log")
         time.sleep(0.2)
-
-
-ENDED = ("succeeded", "failed", "done", "finished", "completed")
 
 
 def misses(bench: Bench) -> Iterator[Result]:
@@ -306,4 +310,4 @@ def decoders(bench: Bench) -> Iterator[Result]:
         yield result(f"decode with {name}", "µs/request", seen[name], seen["pydantic"], "pydantic")
 
 
-ALL = {f.__name__: f for f in (quotes, catalogue, ladder, batch, latency, misses, memory, workers, decoders)}
+ALL = {f.__name__: f for f in (quotes, catalogue, ladder, batch, workers, decoders, latency, misses, memory)}
