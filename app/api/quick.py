@@ -13,7 +13,7 @@ import msgspec
 from app.api.answers import encode
 from app.bootstrap import now_ms
 from app.domain.columns import Segment
-from app.domain.quote import MAX_QUANTITY, quote
+from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, quote
 from app.domain.rules import ID_PATTERN
 from app.domain.sheet import decode_sheet
 from app.services.near_cache import NearCache
@@ -21,8 +21,6 @@ from app.services.slots import Name, Slot
 
 JSON = (b"content-type", b"application/json")
 """The header that a quick request has; every other way to say that a body is JSON is the endpoint's to judge."""
-
-MAX_ITEMS = 1000
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem
-from app.api.quick import MAX_ITEMS
 from app.domain.columns import Segment
 from app.domain.events import Event
-from app.domain.quote import MAX_QUANTITY
+from app.domain.quote import MAX_ITEMS, MAX_QUANTITY
 from app.domain.rules import Id, Money, Policy, Promotion
 from app.services.quoting import QuoteRequest
 

@@ -15,6 +15,9 @@ Source = Literal["cache", "database", "stale", "simulation"]
 
 MAX_QUANTITY = 1_000_000
 
+MAX_ITEMS = 1000
+"""In one batch of requests."""
+
 
 class Adjustment(msgspec.Struct, frozen=True):
     """One step from the list price to the final price. `amount` is per unit and signed, `price` is the

@@ -68,7 +68,7 @@ class RequestTrace(NamedTuple):
 
     @property
     def traceparent(self) -> bytes:
-        return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}".encode()
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}".encode()
 
     def parent_context(self) -> Context | None:
         """What the request's own span continues."""
@@ -89,21 +89,21 @@ class RequestTrace(NamedTuple):
 
 
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_SPAN_BITS = (1 << 64) - 1
+_NEVER_ZERO = 1 << 64 | 1  # no id of zeros is valid
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 
 
 def begin_request_trace(headers: Iterable[tuple[bytes, bytes]], sample_ratio: float) -> RequestTrace:
     """Continue the trace of a valid `traceparent` header (W3C Trace Context, level 1), as sampled as it is, or
     begin one that is sampled with this probability."""
-    bits = getrandbits(192)
-    span_id = f"{bits & _SPAN_BITS or 1:016x}"
+    ids = (getrandbits(192) | _NEVER_ZERO).to_bytes(24, "big").hex()
+    span_id = ids[32:]
     for name, value in headers:
         if name == b"traceparent":
             match = _TRACEPARENT.fullmatch(value)
             if match is not None and match[1] != _NO_TRACE and match[2] != _NO_SPAN:
                 return RequestTrace(match[1].decode(), span_id, match[2].decode(), int(match[3], 16) & 1 == 1)
-    return RequestTrace(f"{bits >> 64 or 1:032x}", span_id, None, random() < sample_ratio)  # noqa: S311 - sampling
+    return RequestTrace(ids[:32], span_id, None, random() < sample_ratio)  # noqa: S311 - sampling
 
 
 @contextmanager
