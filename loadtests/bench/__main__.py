@@ -1,4 +1,4 @@
-"""Measure the read path: python -m loadtests.bench [--quick] [--only NAME …] [--seconds S] [--data FOLDER]"""
+"""Measure the read path: python -m loadtests.bench [--quick] [--only NAME …] [--seconds S] [--data FOLDER] …"""
 
 import argparse
 import os
@@ -50,9 +50,9 @@ def measure(
         folder,
         questions.popularity(catalog),
         options.workers,
-        seconds=options.seconds or (2 if options.quick else 5),
-        rounds=3 if options.quick else 5,
-        soak_s=60 if options.quick else 600,
+        seconds=options.seconds or 1,
+        rounds=5 if options.quick else 15,
+        soak_s=options.soak or (60 if options.quick else 600),
         say=lambda text: console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True),
     )
     measured: list[Result] = []
@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes; no page is written")
     parser.add_argument("--only", action="append", choices=ALL, help="one part; may be given more than once")
     parser.add_argument("--seconds", type=float, help="length of one run")
+    parser.add_argument("--soak", type=float, help="seconds of load on the memory")
     parser.add_argument("--workers", type=int, default=2, help="API processes")
     parser.add_argument("--sample", action="store_true", help="the sample catalogue, also where the real one is there")
     parser.add_argument("--data", type=Path, help="a data folder that is kept: the next run need not import again")
