@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from app.adapters.database import make_engine
-from app.adapters.event_log import AsyncEventLog, EventLog, Names, position_at
+from app.adapters.event_log import EventLog, position_at
+from app.adapters.event_names import Names
+from app.adapters.event_publishing import AsyncPublisher, Publisher
 from app.adapters.hot_names import HotNames
 from app.adapters.invalidation_feed import InvalidationFeed
 from app.adapters.price_cache import AsyncPriceCache, Lifetimes, PriceCache
@@ -40,6 +42,7 @@ class Resources:
     settings: Settings
     store: Store
     cache: PriceCache
+    publisher: Publisher
     log: EventLog
     locks: "Locks"
     queue: "TaskQueue"
@@ -58,7 +61,7 @@ class ApiResources:
     settings: Settings
     store: Store
     cache: AsyncPriceCache
-    log: AsyncEventLog
+    publisher: AsyncPublisher
     near: NearCache
     reader: SheetReader
     rule_changes: RuleChanges
@@ -69,7 +72,7 @@ class ApiResources:
         """Check that every store answers (`Unavailable` where not), and keep the near cache from now on."""
         await asyncio.to_thread(self.store.ping)
         await self.cache.ping()
-        await self.log.ping()
+        await self.publisher.ping()
         self.feed.start()
         self.hot_names.start()
 
@@ -78,7 +81,7 @@ class ApiResources:
         await self.hot_names.stop()
         await self.feed.stop()
         await self.cache.close()
-        await self.log.close()
+        await self.publisher.close()
         self.store.close()
 
 
@@ -103,6 +106,7 @@ def open_resources(settings: Settings) -> Resources:
         settings=settings,
         store=Store(make_engine(where.database, settings.database_pool_size)),
         cache=PriceCache(make_redis(where.cache, settings.store_timeout_s), where.lifetimes),
+        publisher=Publisher(events, where.names, settings.idempotency_ttl_s),
         log=EventLog(events, where.names, settings.idempotency_ttl_s),
         locks=Locks(events, settings.lock_ttl_s),
         queue=TaskQueue(make_celery(where.events)),
@@ -115,7 +119,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
     store = Store(make_engine(where.database, settings.database_pool_size, settings.store_timeout_s))
     cache_client = make_async_redis(where.cache, settings.store_timeout_s)
     cache = AsyncPriceCache(cache_client, where.lifetimes)
-    log = AsyncEventLog(
+    publisher = AsyncPublisher(
         make_async_redis(where.events, settings.store_timeout_s), where.names, settings.idempotency_ttl_s
     )
     near = NearCache(settings.near_cache_entries, int(settings.near_cache_silence_s * 1000), monotonic_ms)
@@ -131,10 +135,10 @@ def open_api_resources(settings: Settings) -> ApiResources:
         settings=settings,
         store=store,
         cache=cache,
-        log=log,
+        publisher=publisher,
         near=near,
         reader=reader,
-        rule_changes=RuleChanges(store, log, now_ms, position_at, current_traceparent),
+        rule_changes=RuleChanges(store, publisher, now_ms, position_at, current_traceparent),
         feed=feed,
         hot_names=HotNames(cache_client, reader, feed.heard),
     )

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import redis
 import structlog
 
-from app.adapters.event_log import STREAM_ID_PREFIX, EventLog
+from app.adapters.event_log import EventLog
+from app.adapters.event_names import STREAM_ID_PREFIX
 from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics

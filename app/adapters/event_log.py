@@ -1,9 +1,5 @@
-"""The event stream: how events get in, how they are read, acknowledged and, when hopeless, set aside.
-
-Publishing is one script, so an event is in the stream and its doorbell rung, or neither; and a second
-publish of the same event id finds the first. The doorbell's message is the event itself with a `streamid`
-attribute: subscribers can use it, and listeners see by it that the stream has the event already.
-"""
+"""The event stream: how events are read, acknowledged and, when hopeless, set aside. `event_publishing` puts
+them in."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,27 +8,15 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import redis
-import redis.asyncio
-from opentelemetry.trace import SpanKind
 
+from app.adapters.event_names import Names
+from app.adapters.event_publishing import Publisher
 from app.adapters.redis_clients import unavailable_if_down
-from app.domain.events import Event, encode_event
+from app.domain.events import Event
 from app.errors import PricingError, Unavailable
-from app.observability.tracing import current_traceparent, step
 
 LISTENER_KEYS = "listener:"
 BEAT_BELIEVED_S = 15
-
-STREAM_ID_PREFIX = b'{"streamid":'
-
-_PUBLISH = """
-local seen = redis.call('GET', KEYS[2])
-if seen then return {seen, 0} end
-local id = redis.call('XADD', KEYS[1], '*', 'event', ARGV[1])
-redis.call('SET', KEYS[2], id, 'EX', ARGV[2])
-redis.call('PUBLISH', ARGV[3], '{"streamid":"' .. id .. '",' .. string.sub(ARGV[1], 2))
-return {id, 1}
-"""
 
 # Nothing is dropped that any group has still to read or to acknowledge.
 _TRIM = """
@@ -64,15 +48,6 @@ end
 """
 
 
-class Names(NamedTuple):
-    """What things are called in Redis."""
-
-    stream: str
-    channel: str
-    group: str
-    dead_letters: str
-
-
 class Entry(NamedTuple):
     """One stream entry. `event` is None where the entry has no such field."""
 
@@ -91,53 +66,19 @@ def position_at(ms: int) -> int:
     return ms << 20
 
 
-class AsyncEventLog:
-    """The publishers' side, on the event loop."""
-
-    def __init__(self, client: redis.asyncio.Redis, names: Names, remember_s: int) -> None:
-        self._client, self._names, self._remember_s = client, names, remember_s
-        self._publish = client.register_script(_PUBLISH)
-
-    async def publish(self, event: Event) -> tuple[str, bool]:
-        """Accept an event, as part of the current trace; its stream id, and whether it is new. Safe to repeat.
-        Raises `Unavailable`."""
-        with _publishing(event, self._names) as envelope, unavailable_if_down():
-            stream_id, new = await self._publish(
-                keys=[self._names.stream, _seen_key(event.id)],
-                args=[envelope, self._remember_s, self._names.channel],
-            )
-        return stream_id.decode(), bool(new)
-
-    async def known(self, event_id: str) -> bool:
-        with unavailable_if_down():
-            return bool(await self._client.exists(_seen_key(event_id)))
-
-    async def ping(self) -> None:
-        with unavailable_if_down():
-            await self._client.ping()
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-
 class EventLog:
     """The listeners' and workers' side. Every method raises `Unavailable` where Redis is away."""
 
     def __init__(self, client: redis.Redis, names: Names, remember_s: int) -> None:
-        self._client, self._names, self._remember_s = client, names, remember_s
+        self._client, self._names = client, names
         self._attempts = f"{names.stream}:attempts"
-        self._publish = client.register_script(_PUBLISH)
+        self._publisher = Publisher(client, names, remember_s)
         self._trim = client.register_script(_TRIM)
         self._forget = client.register_script(_FORGET)
 
     def publish(self, event: Event) -> tuple[str, bool]:
-        """As `AsyncEventLog.publish`."""
-        with _publishing(event, self._names) as envelope, unavailable_if_down():
-            stream_id, new = self._publish(
-                keys=[self._names.stream, _seen_key(event.id)],
-                args=[envelope, self._remember_s, self._names.channel],
-            )
-        return stream_id.decode(), bool(new)
+        """As `Publisher.publish`."""
+        return self._publisher.publish(event)
 
     def ensure_group(self) -> None:
         """Create the stream and its group, which starts at the first entry, unless they exist."""
@@ -262,23 +203,6 @@ class EventLog:
     def ping(self) -> None:
         with unavailable_if_down():
             self._client.ping()
-
-
-@contextmanager
-def _publishing(event: Event, names: Names) -> Iterator[bytes]:
-    """The span of a publish, and the envelope that carries it on; outside any trace, the event's own."""
-    attributes: dict[str, str | int] = {
-        "messaging.system": "redis",
-        "messaging.destination.name": names.stream,
-        "messaging.operation.type": "send",
-        "messaging.message.id": event.id,
-    }
-    with step(f"publish {names.channel}", SpanKind.PRODUCER, attributes):
-        yield encode_event(event.model_copy(update={"traceparent": current_traceparent() or event.traceparent}))
-
-
-def _seen_key(event_id: str) -> str:
-    return f"event:{event_id}"
 
 
 def _entries(entries: Iterable[Any]) -> list[Entry]:

@@ -70,7 +70,7 @@ async def _publish(given: MarketEvent, idempotency_key: str | None, deps: ApiRes
         id=event_id,
         time=given.time or datetime.now(UTC),
     )
-    _, new = await deps.log.publish(event)
+    _, new = await deps.publisher.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "api").inc()
     return event_id

@@ -36,7 +36,11 @@ async def healthz() -> Response:
 async def readyz(deps: Deps) -> Response:
     """PostgreSQL and both roles of Redis, asked now: whoever gets a 503 should send requests elsewhere."""
     names = ("database", "cache", "broker")
-    pings = (anyio.to_thread.run_sync(deps.store.ping, abandon_on_cancel=True), deps.cache.ping(), deps.log.ping())
+    pings = (
+        anyio.to_thread.run_sync(deps.store.ping, abandon_on_cancel=True),
+        deps.cache.ping(),
+        deps.publisher.ping(),
+    )
     results = await asyncio.gather(*(_check(ping) for ping in pings))
     ready = all(result == "ok" for result in results)
     body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(names, results, strict=True))}

@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/v1", tags=["tasks"])
 async def get_task(task_id: Id, deps: Deps) -> Response:
     """State and progress of a recalculation: of POST /recalculate, or of an event that concerned many prices."""
     task, processed = await anyio.to_thread.run_sync(_find, deps.store, task_id)
-    if task is None and not processed and await deps.log.known(task_id):
+    if task is None and not processed and await deps.publisher.known(task_id):
         task = Task(task_id=task_id, state=TaskState.QUEUED, done=0)
     if task is None:
         raise NotFound(f"there is no task {task_id!r}")

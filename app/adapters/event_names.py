@@ -1,0 +1,20 @@
+"""What the events' things are called in Redis."""
+
+from typing import NamedTuple
+
+STREAM_ID_PREFIX = b'{"streamid":'
+"""How a message on the channel begins whose event is in the stream already."""
+
+
+class Names(NamedTuple):
+    """Those whose names are settings."""
+
+    stream: str
+    channel: str
+    group: str
+    dead_letters: str
+
+
+def seen_key(event_id: str) -> str:
+    """The key that remembers an id: its value is the stream id that the event has."""
+    return f"event:{event_id}"
