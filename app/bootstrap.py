@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from app.adapters.breakers import Breakers
 from app.adapters.database import make_engine
+from app.adapters.event_channel import EventChannel
 from app.adapters.event_log import EventLog, position_at
 from app.adapters.event_names import Names
 from app.adapters.event_publishing import AsyncPublisher, Publisher
 from app.adapters.hot_names import HotNames
+from app.adapters.inbox import Inboxes
 from app.adapters.invalidation_feed import InvalidationFeed
 from app.adapters.price_cache import AsyncPriceCache, Lifetimes, PriceCache
 from app.adapters.redis_clients import make_async_redis, make_redis
@@ -44,6 +47,9 @@ class Resources:
     cache: PriceCache
     publisher: Publisher
     log: EventLog
+    channel: EventChannel
+    inboxes: Inboxes
+    breakers: Breakers
     locks: "Locks"
     queue: "TaskQueue"
 
@@ -102,14 +108,18 @@ def open_resources(settings: Settings) -> Resources:
 
     where = _addresses(settings)
     events = make_redis(where.events, settings.store_timeout_s)
+    locks = Locks(events, settings.lock_ttl_s)
     return Resources(
         settings=settings,
         store=Store(make_engine(where.database, settings.database_pool_size)),
         cache=PriceCache(make_redis(where.cache, settings.store_timeout_s), where.lifetimes),
         publisher=Publisher(events, where.names, settings.idempotency_ttl_s),
-        log=EventLog(events, where.names, settings.idempotency_ttl_s),
-        locks=Locks(events, settings.lock_ttl_s),
-        queue=TaskQueue(make_celery(where.events)),
+        log=EventLog(events, where.names),
+        channel=EventChannel(events, where.names),
+        inboxes=Inboxes(events, where.names),
+        breakers=Breakers(events),
+        locks=locks,
+        queue=TaskQueue(make_celery(where.events), events, locks),
     )
 
 

@@ -8,7 +8,6 @@
     ├── Overloaded            we are full; retry later
     └── Conflict              somebody else was first
         ├── AlreadyExists       a rule with this id is there
-        ├── LockHeld            another run holds the lock; it does this work, or we retry
         └── LockLost            the lock that guarded this run is gone
 
 What each means to the three who read it:
@@ -64,13 +63,14 @@ class MalformedEvent(InvalidInput):
 
 
 class Unavailable(PricingError):
-    """`retry_after_s` is how long the caller should wait, in seconds."""
+    """`retry_after_s` is how long the caller should wait, in seconds; `upstream` names what is away, if known:
+    postgresql, cache, broker."""
 
     code = "unavailable"
 
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, retry_after_s: int = 1, *, upstream: str | None = None) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.upstream = retry_after_s, upstream
 
 
 class Overloaded(PricingError):
@@ -89,10 +89,6 @@ class Conflict(PricingError):
 
 class AlreadyExists(Conflict):
     code = "already_exists"
-
-
-class LockHeld(Conflict):
-    code = "lock_held"
 
 
 class LockLost(Conflict):

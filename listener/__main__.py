@@ -30,7 +30,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    doorbell = Doorbell(resources.log, ring, stopping)
+    doorbell = Doorbell(resources.channel, resources.publisher, ring, stopping)
     doorbell.start()
     Loop(resources, f"{socket.gethostname()}:{os.getpid()}", ring, stopping).run()
     doorbell.join(timeout=5)

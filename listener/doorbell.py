@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 import redis
 import structlog
 
-from app.adapters.event_log import EventLog
+from app.adapters.event_channel import EventChannel
 from app.adapters.event_names import STREAM_ID_PREFIX
+from app.adapters.event_publishing import Publisher
 from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
@@ -29,9 +30,12 @@ SAME_MESSAGE_WINDOW_S = 5
 
 
 class Doorbell(threading.Thread):
-    def __init__(self, log: EventLog, ring: threading.Event, stopping: threading.Event) -> None:
+    def __init__(
+        self, channel: EventChannel, publisher: Publisher, ring: threading.Event, stopping: threading.Event
+    ) -> None:
         super().__init__(name="doorbell", daemon=True)
-        self._log, self._ring, self._stopping = log, ring, stopping
+        self._channel, self._publisher = channel, publisher
+        self._ring, self._stopping = ring, stopping
 
     def run(self) -> None:
         """Listen until `stopping`; after a lost connection, again."""
@@ -43,7 +47,7 @@ class Doorbell(threading.Thread):
                 self._stopping.wait(1.0)
 
     def _listen(self) -> None:
-        with self._log.doorbell() as subscription:
+        with self._channel.subscribe() as subscription:
             self._ring.set()  # something may have come while nobody listened
             heard_at = beat_at = time.monotonic()
             while not self._stopping.is_set():
@@ -51,30 +55,30 @@ class Doorbell(threading.Thread):
                     raise Unavailable(f"no heartbeat for {SILENCE_S:g} s: the connection is taken for dead")
                 if time.monotonic() - beat_at > HEARTBEAT_S:
                     beat_at = time.monotonic()
-                    self._log.ring_heartbeat()
+                    self._channel.ring_heartbeat()
                 message = subscription.get_message(timeout=0.5)
                 if message is None:
                     continue
                 heard_at = time.monotonic()
-                if self._log.is_heartbeat(message):
+                if self._channel.is_heartbeat(message):
                     continue
                 if not message["data"].startswith(STREAM_ID_PREFIX):
-                    take_over(self._log, message["data"])
+                    take_over(self._channel, self._publisher, message["data"])
                 self._ring.set()
 
 
-def take_over(log: EventLog, message: bytes) -> None:
+def take_over(channel: EventChannel, publisher: Publisher, message: bytes) -> None:
     """Put somebody's message into the stream, once however many listeners do so; a malformed one is set
     aside with the reason. Raises `Unavailable`."""
-    event_id, first = log.hear(message, SAME_MESSAGE_WINDOW_S)
+    event_id, first = channel.hear(message, SAME_MESSAGE_WINDOW_S)
     try:
         event = _event_of(message, event_id)
     except MalformedEvent as error:
         if first:
-            log.refuse(message, str(error))
+            channel.refuse(message, str(error))
         return
     with consumer_span("take over market_events", [event.traceparent], {"messaging.system": "redis"}):
-        _, new = log.publish(event)
+        _, new = publisher.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "channel").inc()
 

@@ -1,34 +1,34 @@
-"""The loop: reclaim → read → group → dispatch, and the upkeep that goes on beside it.
+"""The loop: read → put into inboxes → hint, and the upkeep that goes on beside it.
 
-An entry is this consumer's until a worker acknowledges it. Dispatching only starts a Celery task, which may
-be lost; what nobody acknowledges in time is reclaimed and dispatched again, by whichever listener is there.
+An entry that was read is in an inbox until a worker acknowledges it. A hint only starts a Celery task, which may be
+lost; inboxes in which something waits and at which nobody is get another. What a listener had read when it died is
+reclaimed by another one.
 """
 
 import threading
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import redis
 import structlog
 
+from app.adapters.breakers import APPLYING, CACHE, POSTGRESQL
 from app.adapters.event_log import Entry
-from app.bootstrap import Resources, now_ms
-from app.domain.events import Event, EventType, decode_event
+from app.bootstrap import Resources
+from app.domain.events import decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
 from app.observability.tracing import consumer_span
+from app.services.ports import BreakerState
+from listener.scopes import CATALOGUE, scope_of
 
 _logger = structlog.get_logger(__name__)
 
-PARTITIONS = 16
-"""Scopes that narrow events are spread over, by their subject; each has one lock."""
+INBOX_LIMIT = 5_000
+"""With so many entries in inboxes reading stops: the backlog stays in the stream."""
 
-CATALOGUE = "catalogue"
-"""The scope of events that concern many products."""
-
-BOUNDARY_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 1.0
 UPKEEP_INTERVAL_S = 5.0
 FORGET_INTERVAL_S = 60.0
 ABANDONED_S = 120.0
@@ -40,9 +40,12 @@ class Loop:
         self._resources, self._consumer = resources, consumer
         self._ring, self._stopping = ring, stopping
         self._settings, self._log = resources.settings, resources.log
+        self._waiting = 0
+        self._paused_by: list[str] = []
         self._chores = [
             Chore(lambda: self._log.beat(consumer), UPKEEP_INTERVAL_S),
-            Chore(self._reprice_due, BOUNDARY_INTERVAL_S),
+            Chore(self._look_at_inboxes, LOOK_INTERVAL_S),
+            Chore(self._look_at_boundaries, LOOK_INTERVAL_S),
             Chore(self._reclaim, self._settings.reclaim_idle_s / 3),
             Chore(self._send_outbox, UPKEEP_INTERVAL_S),
             Chore(self._restart_tasks, UPKEEP_INTERVAL_S),
@@ -66,56 +69,82 @@ class Loop:
         self._ring.clear()
         for chore in self._chores:
             chore.do_if_due()
-        entries = self._log.read(self._consumer, self._settings.read_count)
-        self._dispatch(entries, "read")
+        entries: Sequence[Entry] = ()
+        if not self._is_full():
+            entries = self._log.read(self._consumer, self._settings.read_count)
+            self._hand_over(entries, "read")
         if len(entries) < self._settings.read_count:
-            self._ring.wait(self._settings.poll_interval_s)
+            self._ring.wait(min(self._settings.poll_interval_s, *(chore.due_in_s() for chore in self._chores)))
 
-    def _dispatch(self, entries: Sequence[Entry], how: str) -> None:
-        """One task per group of events that share a scope, in the order of the stream."""
-        groups: dict[str, list[tuple[Entry, Event]]] = defaultdict(list)
+    def _is_full(self) -> bool:
+        """Whether more in the inboxes would only wait there: for workers, or for what a breaker protects."""
+        return self._waiting > (0 if self._paused_by else INBOX_LIMIT)
+
+    def _hand_over(self, entries: Sequence[Entry], how: str) -> None:
+        """Into the inboxes of their scopes, and a hint for each of these."""
+        scopes: dict[str, list[Entry]] = defaultdict(list)
+        traceparents: dict[str, list[str | None]] = defaultdict(list)
         for entry in entries:
             try:
-                event = decode_event(entry.event or b"")
-            except MalformedEvent as error:
-                self._log.dead_letter(entry, str(error), 1)
+                event = decode_event(entry.event)
+            except MalformedEvent:
+                scopes[CATALOGUE].append(entry)  # whoever applies it sets it aside, with the reason
                 continue
-            groups[scope_of(event)].append((entry, event))
-        for scope, group in groups.items():
+            scope = scope_of(event)
+            scopes[scope].append(entry)
+            traceparents[scope].append(event.traceparent)
+        if not scopes:
+            return
+        waiting = self._resources.inboxes.put({scope: [e.stream_id for e in group] for scope, group in scopes.items()})
+        self._waiting = max(self._waiting, sum(waiting.values()))
+        for scope, group in scopes.items():
             attributes: dict[str, str | int] = {
                 "messaging.system": "redis",
                 "messaging.destination.name": self._settings.event_stream,
                 "messaging.operation.type": "receive",
                 "messaging.batch.message_count": len(group),
-                "messaging.message.id": group[0][1].id,
+                "pricing.scope": scope,
             }
-            with consumer_span("receive market_events", [event.traceparent for _, event in group], attributes):
-                self._resources.queue.apply_events(
-                    scope, [(entry.stream_id, (entry.event or b"").decode()) for entry, _ in group]
-                )
-                _logger.info("dispatched", scope=scope, events=len(group), how=how)
-        metrics.events_dispatched.labels(how).inc(len(entries))
+            with consumer_span("receive market_events", traceparents[scope], attributes):
+                self._resources.queue.apply_events(scope)
+                _logger.info("received", scope=scope, events=len(group), how=how)
+        metrics.events_received.labels(how).inc(len(entries))
+
+    def _look_at_inboxes(self) -> None:
+        """Hint for inboxes in which something waits and at which nobody is; see what stands in the way."""
+        tallies = self._resources.breakers.tallies()
+        for name, tally in tallies.items():
+            metrics.breaker_state.labels(name).set(list(BreakerState).index(tally.state))
+        paused_by = [name for name in (POSTGRESQL, CACHE, APPLYING) if tallies[name].state is not BreakerState.CLOSED]
+        if paused_by != self._paused_by:
+            self._paused_by = paused_by
+            if paused_by:
+                _logger.warning("reading is paused", breakers={name: tallies[name].reason for name in paused_by})
+            else:
+                _logger.info("reading goes on")
+        waiting = self._resources.inboxes.waiting()
+        self._waiting = sum(waiting.values())
+        if self._resources.queue.is_short():
+            for scope in self._resources.locks.idle(list(waiting)):
+                self._resources.queue.apply_events(scope)
+        backlog = self._log.backlog()
+        metrics.event_backlog.labels("unread").set(backlog.unread)
+        metrics.event_backlog.labels("pending").set(backlog.pending)
+        metrics.oldest_event_age.set(backlog.oldest_s)
+        metrics.dead_letters.set(self._log.dead_letters())
+
+    def _look_at_boundaries(self) -> float:
+        """Hint where a promotion began or ended; when to look again."""
+        with self._resources.store.transaction() as tx:
+            due_in_s = tx.prices.next_boundary_s()
+        metrics.boundary_overdue.set(max(0.0, -due_in_s) if due_in_s is not None else 0.0)
+        if due_in_s is not None and due_in_s <= 0:
+            self._resources.queue.reprice_due()
+        return due_in_s if due_in_s is not None and 0 < due_in_s < LOOK_INTERVAL_S else LOOK_INTERVAL_S
 
     def _reclaim(self) -> None:
-        """Dispatch again what was not acknowledged. An entry that an attempt failed at goes alone, so that a
-        poisonous one takes no others with it."""
-        together = []
-        for entry, failed in self._log.reclaim(
-            self._consumer, self._settings.reclaim_idle_s, self._settings.read_count
-        ):
-            if failed >= self._settings.max_attempts:
-                self._log.dead_letter(entry, f"{failed} attempts failed", failed)
-            elif failed:
-                self._dispatch([entry], "reclaimed")
-            else:
-                together.append(entry)
-        self._dispatch(together, "reclaimed")
-
-    def _reprice_due(self) -> None:
-        with self._resources.store.transaction() as tx:
-            due = len(tx.prices.due(now_ms(), 1)) > 0
-        if due:
-            self._resources.queue.reprice_due()
+        entries = self._log.reclaim(self._consumer, self._settings.reclaim_idle_s, self._settings.read_count)
+        self._hand_over(entries, "reclaimed")
 
     def _send_outbox(self) -> None:
         """Events whose API process died, or lost Redis, between its commit and its publish."""
@@ -123,7 +152,7 @@ class Loop:
             unsent = tx.events.outbox(self._settings.read_count)
             for event in [decode_event(event) for _, event in unsent]:
                 with consumer_span("take from outbox", [event.traceparent], {"messaging.system": "postgresql"}):
-                    self._log.publish(event)
+                    self._resources.publisher.publish(event)
             tx.events.drop_outbox([event_id for event_id, _ in unsent])
 
     def _restart_tasks(self) -> None:
@@ -137,19 +166,18 @@ class Loop:
 
 
 class Chore:
-    """Something to do now and then, in seconds."""
+    """Something to do now and then, every `interval_s` seconds, or after as many as it says itself."""
 
-    def __init__(self, do: Callable[[], None], interval_s: float) -> None:
+    def __init__(self, do: Callable[[], float | None], interval_s: float) -> None:
         self._do, self._interval_s = do, interval_s
         self._due = 0.0
 
     def do_if_due(self) -> None:
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._interval_s
-            self._do()
+            own_s = self._do()
+            if own_s is not None:
+                self._due = time.monotonic() + own_s
 
-
-def scope_of(event: Event) -> str:
-    """The lock that an event's task runs under: one of a few for a single product's, one for wide ones."""
-    wide = event.subject == "*" or event.type in (EventType.RECALCULATE, EventType.POLICY_CHANGED)
-    return CATALOGUE if wide else f"products:{zlib.crc32(event.subject.encode()) % PARTITIONS}"
+    def due_in_s(self) -> float:
+        return max(0.0, self._due - time.monotonic())

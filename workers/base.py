@@ -1,33 +1,39 @@
-"""The base of every task: its span, its duration, one log line, and what our errors mean to Celery."""
+"""The base of every task: its breakers, its span, its duration, one log line, and what our errors mean to Celery."""
 
+import random
 import time
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from celery import Task
-from celery.exceptions import Retry
 from opentelemetry import trace
 
 from app.errors import Conflict, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import context_of
+from app.services.ports import BreakerState
+from workers.context import resources
 
 _tracer = trace.get_tracer(__name__)
 _logger = structlog.get_logger(__name__)
 
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+
 
 class PricingTask(Task):
-    """Retries what may pass: a store that is away, a timeout upstream, a lock that another run holds.
+    """Repeats what may pass: a store that is away, a timeout upstream, a lock that was lost.
 
-    Waits grow from 1 to 30 s with full jitter; after the last one the listener brings the events again.
-    Everything else fails at once.
+    Waits are what the upstream asked for, and full jitter on top: anything up to a bound that doubles from 1 to 30 s,
+    far below the broker's visibility timeout. After the last one the listener gives a new hint. Everything else
+    fails at once, and counts against the work's own breaker.
+
+    `breakers` are the names of those that have to let the work through; the last one is its own.
     """
 
-    autoretry_for = (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError)
+    abstract = True
     max_retries = 8
-    retry_backoff = 1
-    retry_backoff_max = 30
-    retry_jitter = True
+    breakers: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -47,13 +53,42 @@ class PricingTask(Task):
             attributes=attributes,
         ):
             try:
+                state = resources().breakers.let_through(self.breakers)
+                if state is BreakerState.OPEN:
+                    outcome = "held back"  # a listener gives a new hint once it may be tried
+                    return None
                 result = super().__call__(*args, **kwargs)
                 outcome = "succeeded"
+                if state is BreakerState.HALF_OPEN:
+                    for name in self.breakers:
+                        resources().breakers.note(name, good=1)
                 return result
-            except Retry:
+            except (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError) as error:
                 outcome = "retried"
+                raise self._again(error) from error
+            except Exception as error:
+                self._note(self.breakers[-1], error)
                 raise
             finally:
                 seconds = time.perf_counter() - started
                 metrics.task_duration.labels(self.name, outcome).observe(seconds)
                 _logger.info("task", task=self.name, outcome=outcome, ms=round(seconds * 1000, 3))
+
+    def _again(self, error: Exception) -> Exception:
+        """What to raise so that Celery repeats the task later; the error itself after the last time."""
+        if isinstance(error, Unavailable) and error.upstream in self.breakers:
+            self._note(error.upstream, error)
+        retries = self.request.retries or 0
+        if retries >= self.max_retries:
+            return error
+        metrics.task_retries.labels(self.name, type(error).__name__).inc()
+        asked_s = getattr(error, "retry_after_s", 0)
+        jitter_s = random.uniform(0, min(FIRST_WAIT_S * 2**retries, LONGEST_WAIT_S))  # noqa: S311 - spreads load only
+        again: Exception = self.retry(exc=error, countdown=asked_s + jitter_s, throw=False)
+        return again
+
+    def _note(self, breaker: str, error: Exception) -> None:
+        with suppress(Unavailable):
+            state = resources().breakers.note(breaker, bad=1, reason=str(error))
+            if state is BreakerState.OPEN:
+                _logger.warning("breaker open", breaker=breaker, reason=str(error))

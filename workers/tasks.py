@@ -1,73 +1,131 @@
-"""The tasks. Each decodes, calls a service and returns; names are those of `app.adapters.task_queue`."""
+"""The tasks. Each decodes, calls a service and returns; names are those of `app.adapters.task_names`.
 
-from collections.abc import Sequence
-from contextlib import suppress
+Each is a hint that something is to be done, under the lock of its scope. Losing one loses nothing.
+"""
 
 import structlog
 from celery import Celery
 
-from app.adapters.event_log import Entry, position
-from app.adapters.task_queue import APPLY_EVENTS, RECALCULATE, REPRICE_DUE
-from app.bootstrap import now_ms
-from app.domain.events import decode_event
-from app.errors import LockHeld
+from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, RECALCULATING
+from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, RECALCULATE, REPRICE_DUE
+from app.bootstrap import Resources, now_ms
+from app.domain.events import Event, decode_event
+from app.errors import MalformedEvent
 from app.observability import metrics
+from app.observability.tracing import batch_span
 from app.services import recalculation
-from app.services.applying import Positioned
-from app.services.applying import apply_events as apply_to_prices
+from app.services.delivery import Delivered, deliver
+from app.services.ports import Held, Turn, Waiting
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
 from workers.context import resources
 
 _logger = structlog.get_logger(__name__)
 
+BATCH = 500
+"""Events that are applied in one transaction, at most."""
+
+TURN_S = 10.0
+"""How long one task works off an inbox before it lets others in: well below the time limit of tasks."""
+
 DUE_BATCH = 5_000
 """Price sheets per transaction when a promotion's boundary has passed."""
 
 
-def apply_events(scope: str, entries: Sequence[tuple[str, str]]) -> None:
-    """Apply stream entries (stream id, event as JSON) and acknowledge them, once their effect is committed
-    and cached. The listener has decoded each before, so none is malformed here."""
+def apply_events(scope: str) -> None:
+    """Work off the inbox of a scope; a run that finds another at it leaves it the work."""
     deps = resources()
-    batch = [Positioned(stream_id, position(stream_id), decode_event(event)) for stream_id, event in entries]
-    with deps.log.attempt([stream_id for stream_id, _ in entries]):
-        applied = apply_to_prices(
-            scope, batch, store=deps.store, cache=deps.cache, locks=deps.locks, queue=deps.queue, clock=now_ms
+    if deps.locks.in_rounds(scope, lambda held: _apply_batch(held, deps), TURN_S) is Turn.UNFINISHED:
+        deps.queue.apply_events(scope)
+
+
+def _apply_batch(held: Held, deps: Resources) -> bool:
+    batch = deps.inboxes.take(held.scope, BATCH)
+    if not batch:
+        return False
+    events, malformed = _decode(batch)
+    attributes: dict[str, str | int] = {
+        "messaging.system": "redis",
+        "messaging.destination.name": deps.settings.event_stream,
+        "messaging.operation.type": "process",
+        "messaging.batch.message_count": len(batch),
+        "pricing.scope": held.scope,
+    }
+    with batch_span("apply events", [event.traceparent for event in events.values()], attributes):
+        delivered = deliver(
+            held,
+            batch,
+            events,
+            malformed,
+            inboxes=deps.inboxes,
+            breakers=deps.breakers,
+            store=deps.store,
+            cache=deps.cache,
+            queue=deps.queue,
+            clock=now_ms,
+            max_attempts=deps.settings.max_attempts,
         )
-    events = dict(entries)
-    for refused in applied.refused:
-        _logger.warning("event refused", stream_id=refused.stream_id, reason=refused.reason)
-        deps.log.dead_letter(Entry(refused.stream_id, events[refused.stream_id].encode()), refused.reason, 1)
-    deps.log.acknowledge(list(events.keys() - {refused.stream_id for refused in applied.refused}))
-    metrics.events_processed.labels("refused").inc(len(applied.refused))
-    metrics.events_processed.labels("applied").inc(applied.new)
-    metrics.events_processed.labels("repeated").inc(len(batch) - applied.new)
-    metrics.sheets_stored.labels("event").inc(applied.sheets)
+        _report(held.scope, delivered)
+    return True
+
+
+def _decode(batch: list[Waiting]) -> tuple[dict[str, Event], dict[str, str]]:
+    """By stream id, the events, and the reasons why the others are none."""
+    events: dict[str, Event] = {}
+    malformed: dict[str, str] = {}
+    for waiting in batch:
+        try:
+            events[waiting.stream_id] = decode_event(waiting.event)
+        except MalformedEvent as error:
+            malformed[waiting.stream_id] = str(error)
+    return events, malformed
+
+
+def _report(scope: str, delivered: Delivered) -> None:
+    if delivered.error is not None:
+        _logger.error("events failed", scope=scope, events=delivered.failed, exc_info=delivered.error)
+    for letter in delivered.letters:
+        _logger.warning("event set aside", stream_id=letter.stream_id, event_id=letter.event_id, reason=letter.reason)
+    metrics.events_processed.labels("applied").inc(delivered.applied)
+    metrics.events_processed.labels("repeated").inc(delivered.repeated)
+    metrics.events_processed.labels("dead").inc(len(delivered.letters))
+    metrics.events_processed.labels("failed").inc(delivered.failed)
+    metrics.sheets_stored.labels("event").inc(delivered.sheets)
 
 
 def recalculate(task_id: str) -> None:
-    """One turn of a recalculation; a turn that finds another at it leaves it the work."""
+    """One turn of a recalculation; a run that finds another at it leaves it the work."""
     deps = resources()
-    with suppress(LockHeld):
-        recalculation.recalculate(
-            task_id,
-            deps.settings.recalculation_batch_size,
-            store=deps.store,
-            cache=deps.cache,
-            locks=deps.locks,
-            queue=deps.queue,
-            clock=now_ms,
-        )
+    turn = recalculation.recalculate(
+        task_id,
+        deps.settings.recalculation_batch_size,
+        store=deps.store,
+        cache=deps.cache,
+        locks=deps.locks,
+        clock=now_ms,
+    )
+    if turn is Turn.UNFINISHED:
+        deps.queue.recalculate(task_id)
 
 
 def reprice_due() -> None:
     """Reprice every sheet whose promotions began or ended; a run that finds another at it leaves it the work."""
     deps = resources()
-    with suppress(LockHeld), deps.locks.hold("due"):
-        metrics.sheets_stored.labels("boundary").inc(reprice_due_sheets(deps.store, deps.cache, now_ms, DUE_BATCH))
+
+    def batch(held: Held) -> bool:
+        sheets, more = reprice_due_sheets(held, deps.store, deps.cache, now_ms, DUE_BATCH)
+        metrics.sheets_stored.labels("boundary").inc(sheets)
+        return more
+
+    if deps.locks.in_rounds(BOUNDARY_SCOPE, batch, TURN_S) is Turn.UNFINISHED:
+        deps.queue.reprice_due()
 
 
 def register(application: Celery) -> None:
-    """Put the tasks into a Celery application, under their names."""
-    for name, task in ((APPLY_EVENTS, apply_events), (RECALCULATE, recalculate), (REPRICE_DUE, reprice_due)):
-        application.task(task, name=name, base=PricingTask)
+    """Put the tasks into a Celery application, under their names, each with the breakers that it needs closed."""
+    for name, task, breaker in (
+        (APPLY_EVENTS, apply_events, APPLYING),
+        (RECALCULATE, recalculate, RECALCULATING),
+        (REPRICE_DUE, reprice_due, BOUNDARIES),
+    ):
+        application.task(task, name=name, base=PricingTask, breakers=(POSTGRESQL, CACHE, breaker))

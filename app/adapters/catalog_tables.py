@@ -1,6 +1,6 @@
 """Products, locations, list prices and signals; and which rows an event or a rule is about."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -8,7 +8,7 @@ from app.adapters.database import read_columns
 from app.adapters.schema import SIGNALS
 from app.domain.columns import ROW_KEYS, Table
 from app.domain.money import Currency, currency
-from app.domain.rows import LIST_PRICE, RowScope
+from app.domain.rows import LIST_PRICE, RowScope, Subjects
 
 
 def condition(scope: RowScope) -> str:
@@ -29,25 +29,24 @@ class CatalogTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def subject_scope(self, subject: str, location: str, currency: str | None = None) -> RowScope | None:
-        """The rows that an event's subject and location mean, or None where one of them is unknown. A name
-        that is both a product's id and a category is the product."""
-        product_key = category_key = location_key = None
-        if subject != "*":
-            product_key = self._key("SELECT product_key FROM products WHERE product_id = :name", subject)
-            if product_key is None:
-                category_key = self._key("SELECT category_key FROM categories WHERE name = :name", subject)
-                if category_key is None:
-                    return None
-        if location != "*":
-            location_key = self._key("SELECT location_key FROM locations WHERE location = :name", location)
-            if location_key is None:
-                return None
-        return RowScope(product_key, category_key, None, location_key, currency)
-
-    def _key(self, select: str, name: str) -> int | None:
-        key: int | None = self._connection.execute(sa.text(select), {"name": name}).scalar_one_or_none()
-        return key
+    def subjects(self, subjects: Collection[str], locations: Collection[str]) -> Subjects:
+        """The keys of these products or categories, and of these locations, in one query."""
+        rows = self._connection.execute(
+            sa.text(
+                "SELECT 'products', product_id, product_key, NULL FROM products WHERE product_id = ANY(:subjects)"
+                " UNION ALL SELECT 'categories', name, category_key, NULL FROM categories WHERE name = ANY(:subjects)"
+                " UNION ALL SELECT 'locations', location, location_key, currency FROM locations"
+                " WHERE location = ANY(:locations)"
+            ),
+            {"subjects": list(subjects), "locations": list(locations)},
+        )
+        found = Subjects({}, {}, {})
+        for kind, name, key, code in rows:
+            if kind == "locations":
+                found.locations[name] = key, currency(code)
+            else:
+                (found.products if kind == "products" else found.categories)[name] = key
+        return found
 
     def currencies(self) -> dict[int, Currency]:
         """Each location's currency, by location key."""

@@ -117,9 +117,9 @@ def unavailable_if_down() -> Iterator[None]:
     try:
         yield
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}") from error
+        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}", upstream="postgresql") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}") from error
+        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}", upstream="postgresql") from error
 
 
 def _first_line(error: Exception) -> str:

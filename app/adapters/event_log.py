@@ -1,19 +1,15 @@
-"""The event stream: how events are read, acknowledged and, when hopeless, set aside. `event_publishing` puts
-them in."""
+"""The event stream as a listener sees it: read once, taken over from whoever died, never trimmed too far.
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+`event_publishing` puts events in; an entry is acknowledged when it leaves its `inbox`.
+"""
+
+from collections.abc import Iterable
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import redis
 
 from app.adapters.event_names import Names
-from app.adapters.event_publishing import Publisher
 from app.adapters.redis_clients import unavailable_if_down
-from app.domain.events import Event
-from app.errors import PricingError, Unavailable
 
 LISTENER_KEYS = "listener:"
 BEAT_BELIEVED_S = 15
@@ -49,10 +45,18 @@ end
 
 
 class Entry(NamedTuple):
-    """One stream entry. `event` is None where the entry has no such field."""
+    """One stream entry. `event` is empty where the entry has no such field."""
 
     stream_id: str
-    event: bytes | None
+    event: bytes
+
+
+class Backlog(NamedTuple):
+    """Entries that nobody has read yet, that were read but not acknowledged, and the oldest one's age in seconds."""
+
+    unread: int
+    pending: int
+    oldest_s: float
 
 
 def position(stream_id: str) -> int:
@@ -67,18 +71,12 @@ def position_at(ms: int) -> int:
 
 
 class EventLog:
-    """The listeners' and workers' side. Every method raises `Unavailable` where Redis is away."""
+    """Every method raises `Unavailable` where Redis is away."""
 
-    def __init__(self, client: redis.Redis, names: Names, remember_s: int) -> None:
+    def __init__(self, client: redis.Redis, names: Names) -> None:
         self._client, self._names = client, names
-        self._attempts = f"{names.stream}:attempts"
-        self._publisher = Publisher(client, names, remember_s)
         self._trim = client.register_script(_TRIM)
         self._forget = client.register_script(_FORGET)
-
-    def publish(self, event: Event) -> tuple[str, bool]:
-        """As `Publisher.publish`."""
-        return self._publisher.publish(event)
 
     def ensure_group(self) -> None:
         """Create the stream and its group, which starts at the first entry, unless they exist."""
@@ -108,97 +106,38 @@ class EventLog:
         streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
         return [entry for entries in streams for entry in _entries(entries)]
 
-    def reclaim(self, consumer: str, idle_s: float, count: int) -> list[tuple[Entry, int]]:
-        """Entries that nobody has acknowledged for that long, now this consumer's, and how many attempts at
-        each have failed."""
+    def reclaim(self, consumer: str, idle_s: float, count: int) -> list[Entry]:
+        """Entries that nobody has acknowledged for that long, now this consumer's."""
         with unavailable_if_down():
             answer: Any = self._client.xautoclaim(
                 self._names.stream, self._names.group, consumer, min_idle_time=int(idle_s * 1000), count=count
             )
-            entries = _entries(answer[1])
-            if not entries:
-                return []
-            failed: Any = self._client.hmget(self._attempts, [entry.stream_id for entry in entries])
-        return [(entry, int(times or 0)) for entry, times in zip(entries, failed, strict=True)]
+        return _entries(answer[1])
 
-    @contextmanager
-    def attempt(self, stream_ids: Sequence[str]) -> Iterator[None]:
-        """Count an attempt at these entries, unless it ends well or is to be repeated for reasons that are not
-        theirs. What stays counted are bugs and the deaths of processes."""
-        self._count(stream_ids, 1)
-        try:
-            yield
-        except (PricingError, ConnectionError, TimeoutError):
-            with suppress(Unavailable):
-                self._count(stream_ids, -1)
-            raise
-
-    def _count(self, stream_ids: Sequence[str], by: int) -> None:
-        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
-            for stream_id in stream_ids:
-                pipeline.hincrby(self._attempts, stream_id, by)
-            pipeline.execute()
-
-    def acknowledge(self, stream_ids: Sequence[str]) -> None:
-        if stream_ids:
-            with unavailable_if_down(), self._client.pipeline(transaction=True) as pipeline:
-                pipeline.xack(self._names.stream, self._names.group, *stream_ids)
-                pipeline.hdel(self._attempts, *stream_ids)
-                pipeline.execute()
-
-    def dead_letter(self, entry: Entry, reason: str, attempts: int) -> None:
-        """Set an entry aside with the reason, and acknowledge it, in one step."""
-        letter: dict[Any, Any] = {
-            "event": entry.event or b"",
-            "stream_id": entry.stream_id,
-            "reason": reason,
-            "attempts": attempts,
-        }
+    def backlog(self) -> Backlog:
+        """What is still to be applied."""
         with unavailable_if_down(), self._client.pipeline(transaction=True) as pipeline:
-            pipeline.xadd(self._names.dead_letters, letter)
-            pipeline.xack(self._names.stream, self._names.group, entry.stream_id)
-            pipeline.hdel(self._attempts, entry.stream_id)
-            pipeline.execute()
+            pipeline.xinfo_groups(self._names.stream)
+            pipeline.xpending(self._names.stream, self._names.group)
+            pipeline.time()
+            groups, pending, (seconds, _) = pipeline.execute()
+            (group,) = [group for group in groups if group["name"] == self._names.group.encode()]
+            unread: Any = self._client.xrange(self._names.stream, f"({group['last-delivered-id'].decode()}", count=1)
+        oldest = [pending["min"]] if pending["pending"] else []
+        oldest += [stream_id for stream_id, _ in unread]
+        since_ms = min((int(stream_id.partition(b"-")[0]) for stream_id in oldest), default=seconds * 1000)
+        lag = group["lag"]  # None where entries were deleted by hand
+        return Backlog(len(unread) if lag is None else lag, pending["pending"], max(0.0, seconds - since_ms / 1000))
 
-    def refuse(self, message: bytes, reason: str) -> None:
-        """Set aside a message that never was in the stream."""
-        letter: dict[Any, Any] = {"event": message, "stream_id": "", "reason": reason, "attempts": 1}
+    def dead_letters(self) -> int:
+        """How many there are."""
         with unavailable_if_down():
-            self._client.xadd(self._names.dead_letters, letter)
-
-    def hear(self, message: bytes, window_s: int) -> tuple[str, bool]:
-        """An id for a message that came without the stream, the same for all who hear it within the window
-        (seconds), and whether this is the first of them."""
-        key, own_id = f"heard:{hashlib.sha256(message).hexdigest()}", str(uuid4())
-        with unavailable_if_down():
-            earlier: Any = self._client.set(key, own_id, nx=True, get=True, ex=window_s)
-        return (own_id, True) if earlier is None else (earlier.decode(), False)
+            return int(self._client.xlen(self._names.dead_letters))
 
     def trim(self) -> int:
         """Drop entries that every group has acknowledged; how many."""
         with unavailable_if_down():
             return int(self._trim(keys=[self._names.stream], args=[]))
-
-    def doorbell(self) -> redis.client.PubSub:
-        """A subscription to the channel, on a connection of its own."""
-        subscription: redis.client.PubSub = self._client.pubsub(  # type: ignore[no-untyped-call]
-            ignore_subscribe_messages=True
-        )
-        with unavailable_if_down():
-            subscription.subscribe(self._names.channel, self._heartbeats)
-        return subscription
-
-    def ring_heartbeat(self) -> None:
-        """Something for every doorbell to hear, on a channel beside that of the events."""
-        with unavailable_if_down():
-            self._client.publish(self._heartbeats, b"")
-
-    def is_heartbeat(self, message: Mapping[str, Any]) -> bool:
-        return bool(message["channel"] == self._heartbeats.encode())
-
-    @property
-    def _heartbeats(self) -> str:
-        return f"{self._names.channel}:heartbeat"
 
     def ping(self) -> None:
         with unavailable_if_down():
@@ -206,4 +145,4 @@ class EventLog:
 
 
 def _entries(entries: Iterable[Any]) -> list[Entry]:
-    return [Entry(stream_id.decode(), fields.get(b"event")) for stream_id, fields in entries if fields is not None]
+    return [Entry(stream_id.decode(), fields.get(b"event", b"")) for stream_id, fields in entries if fields is not None]

@@ -1,6 +1,7 @@
 """What makes events safe: which were processed, which still have to be sent, who may write."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -14,17 +15,20 @@ class EventTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def claim(self, event_ids: Collection[str]) -> set[str]:
-        """Note these as processed, with the transaction's other effects; those that were not before."""
-        if not event_ids:
+    def claim(self, events: Mapping[str, Sequence[RowScope]]) -> set[str]:
+        """Note these event ids as processed, with the transaction's other effects and with the rows that they
+        concern; those that were not before."""
+        if not events:
             return set()
-        statement = (
-            insert(processed_events)
-            .values([{"event_id": event_id} for event_id in sorted(event_ids)])
-            .on_conflict_do_nothing()
-            .returning(processed_events.c.event_id)
+        ids = sorted(events)  # in one order, so that two transactions that claim the same wait instead of deadlocking
+        statement = sa.text(
+            "INSERT INTO processed_events (event_id, scopes)"
+            " SELECT event_id, CAST(scopes AS jsonb)"
+            " FROM unnest(CAST(:ids AS text[]), CAST(:scopes AS text[])) AS n (event_id, scopes)"
+            " ON CONFLICT DO NOTHING RETURNING event_id"
         )
-        return set(self._connection.execute(statement).scalars())
+        parameters = {"ids": ids, "scopes": [_noted(events[event_id]) for event_id in ids]}
+        return set(self._connection.execute(statement, parameters).scalars())
 
     def release(self, event_id: str) -> None:
         """It was not processed after all."""
@@ -35,16 +39,16 @@ class EventTables:
         return bool(self._connection.execute(select).scalar_one())
 
     def note_scopes(self, event_id: str, scopes: Sequence[RowScope]) -> None:
-        """Which rows a processed event concerned: a repeat has to cache them again, and cannot know them all."""
-        noted = [scope._asdict() for scope in scopes]
+        """Which rows a claimed event concerned, where that was not known before: a repeat has to cache them again,
+        and cannot know them all."""
         change = processed_events.update().where(processed_events.c.event_id == event_id)
-        self._connection.execute(change.values(scopes=noted))
+        self._connection.execute(change.values(scopes=[scope._asdict() for scope in scopes]))
 
-    def scopes(self, event_id: str) -> list[RowScope]:
-        """The rows that a processed event concerned."""
-        select = sa.select(processed_events.c.scopes).where(processed_events.c.event_id == event_id)
-        noted = self._connection.execute(select).scalar_one_or_none() or []
-        return [RowScope(**scope) for scope in noted]
+    def scopes(self, event_ids: Sequence[str]) -> dict[str, list[RowScope]]:
+        """The rows that processed events concerned."""
+        select = sa.select(processed_events.c.event_id, processed_events.c.scopes)
+        rows = self._connection.execute(select.where(processed_events.c.event_id.in_(event_ids)))
+        return {event_id: [RowScope(**scope) for scope in noted] for event_id, noted in rows}
 
     def put_outbox(self, event_id: str, event: bytes) -> None:
         """An event to be sent once this transaction has committed."""
@@ -70,3 +74,7 @@ class EventTables:
         ).scalar_one_or_none()
         if newest is None:
             raise LockLost(f"the lock on {scope} was taken over by a newer holder")
+
+
+def _noted(scopes: Sequence[RowScope]) -> str:
+    return json.dumps([scope._asdict() for scope in scopes])

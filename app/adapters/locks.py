@@ -1,62 +1,211 @@
-"""One lock per repricing scope: renewed while held, with a fencing token for the database to check."""
+"""One lock per scope of work: renewed while held, with a fencing token for the database to check.
 
+Whoever wants a scope's work done puts the work where a holder finds it, and asks. If the lock is held by another,
+nothing is lost and nobody waits: asking has raised the scope's generation, and a holder frees the lock only while
+the generation is still the one it began its last round with, in one script. So what arrives between its last look
+and its release is done in another round.
+
+A hint is the queued task that will ask. Its key keeps a second one from being queued meanwhile; it expires, since
+a queue may lose tasks.
+"""
+
+import os
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from uuid import uuid4
 
 import redis
-from redis.exceptions import LockError
 
 from app.adapters.redis_clients import unavailable_if_down
-from app.errors import LockHeld, Unavailable
+from app.errors import LockLost, Unavailable
+from app.observability import metrics
+from app.services.ports import Turn
 
+HINT_LIFE_S = 5.0
+
+# KEYS: lock, generation, fence, hint. ARGV: owner, life in ms.
 # The clock makes tokens rise even where Redis has forgotten the last one; the counter, where it stands still.
-_NEXT_FENCE = """
+_ASK = """
+redis.call('DEL', KEYS[4])
+local asked = redis.call('HINCRBY', KEYS[2], 'asked', 1)
+redis.call('EXPIRE', KEYS[2], 86400)
 local time = redis.call('TIME')
-local token = time[1] * 1000000 + time[2]
-local last = tonumber(redis.call('GET', KEYS[1]) or 0)
+local now = time[1] * 1000000 + time[2]
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+    redis.call('HSETNX', KEYS[2], 'since', string.format('%.0f', now))
+    return {}
+end
+local since = redis.call('HGET', KEYS[2], 'since')
+redis.call('HDEL', KEYS[2], 'since')
+local last = tonumber(redis.call('GET', KEYS[3]) or 0)
+local token = now
 if token <= last then token = last + 1 end
-redis.call('SET', KEYS[1], string.format('%.0f', token), 'EX', 86400)
-return string.format('%.0f', token)
+redis.call('SET', KEYS[3], string.format('%.0f', token), 'EX', 86400)
+return {string.format('%.0f', token), asked, since and now - tonumber(since) or 0}
+"""
+
+# KEYS: lock, generation. ARGV: owner, the generation that was worked on, or '' to free the lock whatever was asked.
+_FREE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
+local asked = redis.call('HGET', KEYS[2], 'asked') or '0'
+if ARGV[2] == '' or asked == ARGV[2] then
+    redis.call('DEL', KEYS[1])
+    return {'free'}
+end
+local since = redis.call('HGET', KEYS[2], 'since')
+redis.call('HDEL', KEYS[2], 'since')
+local time = redis.call('TIME')
+return {'asked', asked, since and time[1] * 1000000 + time[2] - tonumber(since) or 0}
+"""
+
+# KEYS: lock. ARGV: owner, life in ms.
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
 
 class Locks:
+    """`ttl_s` is how long a lock outlives its holder's last renewal, in seconds."""
+
     def __init__(self, client: redis.Redis, ttl_s: float) -> None:
         self._client, self._ttl_s = client, ttl_s
-        self._next_token = client.register_script(_NEXT_FENCE)
+        self._ask_script = client.register_script(_ASK)
+        self._free_script = client.register_script(_FREE)
+        self._renew_script = client.register_script(_RENEW)
 
-    @contextmanager
-    def hold(self, scope: str, wait_s: float = 0) -> Iterator[int]:
-        """Hold the scope's lock; gives the fencing token. Raises `LockHeld` where another run still has it
-        after `wait_s`. Losing the lock meanwhile shows at the fence, when writing."""
+    def hint(self, scope: str, life_s: float = HINT_LIFE_S) -> bool:
+        """Whether a task that asks for this scope has to be queued: not while one is on its way. It is taken for lost
+        after `life_s` seconds."""
         with unavailable_if_down():
-            lock = self._client.lock(
-                f"lock:{scope}", timeout=self._ttl_s, blocking_timeout=wait_s, sleep=0.02, thread_local=False
-            )
-            if not lock.acquire():
-                raise LockHeld(f"another run holds the lock on {scope}")
-        released = threading.Event()
-        renewer = threading.Thread(target=self._renew, args=(lock, released), daemon=True)
-        renewer.start()
-        try:
-            with unavailable_if_down():
-                token = int(self._next_token(keys=[f"fence:{scope}"]))
-            yield token
-        finally:
-            released.set()
-            renewer.join()
-            try:
-                with unavailable_if_down():
-                    lock.release()
-            except (LockError, Unavailable):
-                pass  # it expired, or will: the fence keeps its late holder from writing
+            return bool(self._client.set(_hint(scope), 1, nx=True, px=int(life_s * 1000)))
 
-    def _renew(self, lock: redis.lock.Lock, released: threading.Event) -> None:
-        while not released.wait(self._ttl_s / 3):
+    def idle(self, scopes: Sequence[str]) -> list[str]:
+        """Those whose lock nobody holds and for which no hint is on its way."""
+        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
+            for scope in scopes:
+                pipeline.exists(_lock(scope), _hint(scope))
+            busy: list[int] = pipeline.execute()
+        return [scope for scope, keys in zip(scopes, busy, strict=True) if not keys]
+
+    def in_rounds(self, scope: str, work: Callable[["Held"], bool], turn_s: float) -> Turn:
+        """Hold the scope's lock and call `work` until it gives False, nothing more to do, and nobody has asked since;
+        after `turn_s` seconds stop all the same, as `Turn.UNFINISHED` says. Where another holds the lock it does this
+        work too, in another round: `Turn.LEFT_TO_HOLDER`.
+
+        Raises `LockLost` before a call of `work` once the lock is lost, and `Unavailable`.
+        """
+        held = self._ask(scope)
+        if held is None:
+            return Turn.LEFT_TO_HOLDER
+        began = time.monotonic()
+        with metrics.lock_hold.labels(_kind(scope)).time(), held:
+            while True:
+                held.check()
+                more = work(held)
+                over = time.monotonic() - began > turn_s
+                if not more and held.free_unless_asked():
+                    return Turn.DONE
+                if over:
+                    return Turn.UNFINISHED
+
+    def _ask(self, scope: str) -> "Held | None":
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
+        asked_at = time.monotonic()
+        with unavailable_if_down():
+            answer = self._ask_script(
+                keys=[_lock(scope), _generation(scope), f"fence:{scope}", _hint(scope)],
+                args=[owner, int(self._ttl_s * 1000)],
+            )
+        if not answer:
+            metrics.lock_left_to_holder.labels(_kind(scope)).inc()
+            return None
+        token, asked, waited_us = map(int, answer)
+        metrics.lock_wait.labels(_kind(scope)).observe(waited_us / 1e6)
+        return Held(self, scope, owner, token, asked, asked_at + self._ttl_s)
+
+
+class Held:
+    """A lock that this process holds, or held. `token` is higher than that of every earlier holder."""
+
+    def __init__(self, locks: Locks, scope: str, owner: str, token: int, asked: int, until: float) -> None:
+        self.scope, self.token = scope, token
+        self._locks, self._owner, self._asked, self._until = locks, owner, asked, until
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name=f"renew {scope}", daemon=True)
+
+    def check(self) -> None:
+        """Raises `LockLost` where the lock is another's by now, or was not renewed in time: a process that was
+        stopped finds its clock past the lock's end when it wakes."""
+        if time.monotonic() >= self._until:
+            raise LockLost(f"the lock on {self.scope} was lost")
+
+    def free_unless_asked(self) -> bool:
+        """Free the lock; False, and still held, where somebody has asked since this round began."""
+        answer = self._free(str(self._asked))
+        if answer[0] == b"asked":
+            self._asked = int(answer[1])
+            metrics.lock_wait.labels(_kind(self.scope)).observe(int(answer[2]) / 1e6)
+            return False
+        if answer[0] == b"lost":
+            self._lose()
+            self.check()
+        self._released.set()
+        return True
+
+    def __enter__(self) -> "Held":
+        self._renewer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._released.is_set():
+            self._released.set()
+            with suppress(Unavailable):  # it expires; the fence keeps its late holder from writing
+                self._free("")
+        self._renewer.join()
+
+    def _free(self, generation: str) -> list[bytes]:
+        with unavailable_if_down():
+            answer: list[bytes] = self._locks._free_script(
+                keys=[_lock(self.scope), _generation(self.scope)], args=[self._owner, generation]
+            )
+        return answer
+
+    def _renew(self) -> None:
+        ttl_s = self._locks._ttl_s
+        while not self._released.wait(ttl_s / 3):
+            renewed_at = time.monotonic()
             try:
-                lock.reacquire()
-            except LockError:
-                return
+                renewed = self._locks._renew_script(keys=[_lock(self.scope)], args=[self._owner, int(ttl_s * 1000)])
             except redis.RedisError:
                 continue
+            if not renewed:
+                if not self._released.is_set():
+                    self._lose()
+                return
+            self._until = renewed_at + ttl_s
+            metrics.lock_renewals.labels(_kind(self.scope)).inc()
+
+    def _lose(self) -> None:
+        self._until = 0.0
+        metrics.lock_lost.labels(_kind(self.scope)).inc()
+
+
+def _lock(scope: str) -> str:
+    return f"lock:{scope}"
+
+
+def _generation(scope: str) -> str:
+    return f"generation:{scope}"
+
+
+def _hint(scope: str) -> str:
+    return f"hint:{scope}"
+
+
+def _kind(scope: str) -> str:
+    """The bounded part of a scope's name, for labels."""
+    return scope.partition(":")[0]

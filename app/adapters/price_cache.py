@@ -198,7 +198,7 @@ class PriceCache:
     def put(self, sheets: Iterable[PriceSheet]) -> None:
         """Store each, unless something newer is there, take away its lease, and tell the near caches."""
         now = int(time.time() * 1000)
-        with _put_step(), unavailable_if_down():
+        with _put_step(), unavailable_if_down("cache"):
             for chunk in _chunks(list(sheets)):
                 slots = [
                     self._lifetimes.slot(sheet.version, sheet.valid_until, encode_sheet(sheet), now) for sheet in chunk

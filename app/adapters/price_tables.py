@@ -91,6 +91,13 @@ class PriceTables:
             ROW_KEYS,
         )
 
+    def next_boundary_s(self) -> float | None:
+        """How many seconds from now, by the database's clock, the next sheet's time is over; not positive where one's
+        is already, None where there is none."""
+        select = sa.text("SELECT extract(epoch FROM min(valid_until) - clock_timestamp())::float8 FROM price_sheets")
+        seconds: float | None = self._connection.execute(select).scalar_one()
+        return seconds
+
     def labels(self, products: Column, policies: Column, promotions: Column) -> Labels:
         """The public names of these keys, and of all locations."""
         locations = self._connection.execute(sa.text("SELECT location_key, location, currency FROM locations"))

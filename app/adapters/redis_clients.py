@@ -39,12 +39,12 @@ def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> 
 
 
 @contextmanager
-def unavailable_if_down() -> Iterator[None]:
+def unavailable_if_down(upstream: str = "broker") -> Iterator[None]:
     """Turn lost connections, time-outs and servers that load or are full into `Unavailable`."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
-        raise Unavailable(f"Redis is not available: {error}") from error
+        raise Unavailable(f"Redis is not available: {error}", upstream=upstream) from error
 
 
 @contextmanager

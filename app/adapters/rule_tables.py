@@ -82,6 +82,9 @@ _SCOPE_FIELDS = ("product_key", "category_key", "department_key", "location_key"
 _NOTHING = 0
 """A key that no category or department has."""
 
+_NEW_ROWS = 0x70726963
+"""Number of the advisory lock between new rows and rules; any number that nobody else uses."""
+
 _UNSTORED = 2**40
 """Keys from here on are of rules that are only supposed; no stored one comes near."""
 
@@ -89,6 +92,16 @@ _UNSTORED = 2**40
 class RuleTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+
+    def hold_rules(self) -> None:
+        """For whoever prices rows for the first time: until this transaction ends, no rule's rows are looked up.
+        A rule that is committed meanwhile would neither be seen here nor find these rows."""
+        self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_NEW_ROWS)))
+
+    def hold_new_rows(self) -> None:
+        """For whoever looks up a rule's rows: waits for those that are being priced for the first time, and lets no
+        more begin until this transaction ends."""
+        self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_NEW_ROWS)))
 
     def rules(self, keys: Table, as_of: int) -> Rules:
         """Every rule that may concern these rows (their `product_key` and `location_key`) at `as_of` (ms)."""

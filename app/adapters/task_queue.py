@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import celery
 import kombu.exceptions
+import redis
 from opentelemetry import propagate, trace
 
+from app.adapters.locks import Locks
+from app.adapters.redis_clients import unavailable_if_down
+from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, EVENTS_QUEUE, JOBS_QUEUE, RECALCULATE, REPRICE_DUE
 from app.errors import Unavailable
 
-APPLY_EVENTS = "pricing.apply_events"
-RECALCULATE = "pricing.recalculate"
-REPRICE_DUE = "pricing.reprice_due"
+MANY = 100
+"""So many tasks in the queue, and nobody is taking them."""
 
 _tracer = trace.get_tracer(__name__)
 
@@ -29,7 +32,9 @@ def make_celery(broker_url: str) -> celery.Celery:
         task_time_limit=TIME_LIMIT_S,
         task_serializer="json",
         accept_content=["json"],
-        task_default_queue="pricing",
+        task_default_queue=EVENTS_QUEUE,
+        task_queues={EVENTS_QUEUE: {}, JOBS_QUEUE: {}},
+        task_routes={RECALCULATE: {"queue": JOBS_QUEUE}},
         worker_prefetch_multiplier=1,
         worker_soft_shutdown_timeout=15,
         worker_cancel_long_running_tasks_on_connection_loss=True,
@@ -50,20 +55,31 @@ def make_celery(broker_url: str) -> celery.Celery:
 
 
 class TaskQueue:
-    def __init__(self, application: celery.Celery) -> None:
-        self._application = application
+    """Every method queues a hint, unless one for the same work is on its way. Raises `Unavailable`."""
 
-    def apply_events(self, scope: str, entries: Sequence[tuple[str, str]]) -> None:
-        """Apply stream entries, (stream id, event as JSON) each, under the lock on `scope`."""
-        self._send(APPLY_EVENTS, [scope, entries])
+    def __init__(self, application: celery.Celery, client: redis.Redis, locks: Locks) -> None:
+        self._application, self._client, self._locks = application, client, locks
+
+    def apply_events(self, scope: str) -> None:
+        """Work off the inbox of a scope."""
+        self._hint(scope, APPLY_EVENTS, [scope])
 
     def recalculate(self, task_id: str) -> None:
         """Go on with a recalculation."""
-        self._send(RECALCULATE, [task_id])
+        self._hint(f"task:{task_id}", RECALCULATE, [task_id])
 
     def reprice_due(self) -> None:
         """Reprice the sheets whose time is over."""
-        self._send(REPRICE_DUE, [])
+        self._hint(BOUNDARY_SCOPE, REPRICE_DUE, [])
+
+    def is_short(self) -> bool:
+        """Whether workers are taking tasks: where none is there, more hints would only pile up."""
+        with unavailable_if_down():
+            return int(self._client.llen(EVENTS_QUEUE)) < MANY
+
+    def _hint(self, scope: str, name: str, arguments: Sequence[object]) -> None:
+        if self._locks.hint(scope):
+            self._send(name, arguments)
 
     def _send(self, name: str, arguments: Sequence[object]) -> None:
         attributes = {
@@ -77,4 +93,4 @@ class TaskQueue:
             try:
                 self._application.send_task(name, args=arguments, headers=headers)
             except (kombu.exceptions.OperationalError, ConnectionError) as error:
-                raise Unavailable(f"the task queue is not available: {error}") from error
+                raise Unavailable(f"the task queue is not available: {error}", upstream="broker") from error

@@ -23,7 +23,7 @@ from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_par
 from app.domain.rows import RowScope
 from app.domain.sheet import PriceSheet
 from app.errors import InvalidInput
-from app.services.ports import Clock, SheetCache
+from app.services.ports import Clock, Held, SheetCache, Turn
 from app.services.recalculation import IMPORT, recalculate
 from app.settings import Settings
 
@@ -112,11 +112,9 @@ class Importer:
         return finished.changed if finished else 0
 
     def _finish(self, store: Store, task_id: str, on_batch: Callable[[int], None]) -> None:
-        while not recalculate(
-            task_id, BATCH, store=store, cache=self.cache, locks=_NoLocks(), queue=_NoQueue(),
-            clock=self.clock, on_batch=on_batch,
-        ):  # fmt: skip
-            pass
+        recalculate(
+            task_id, BATCH, store=store, cache=self.cache, locks=_NoLocks(), clock=self.clock, on_batch=on_batch
+        )
 
 
 def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
@@ -152,13 +150,17 @@ class _NoCache:
 class _NoLocks:
     """Ours is the database's, for the whole import."""
 
-    @contextmanager
-    def hold(self, scope: str, wait_s: float = 0) -> Iterator[int]:
-        yield 0
+    def in_rounds(self, scope: str, work: Callable[[Held], bool], turn_s: float) -> Turn:
+        while work(_Alone(scope)):
+            pass
+        return Turn.DONE
 
 
-class _NoQueue:
-    """The next turn is ours too."""
+class _Alone:
+    token = 0
 
-    def recalculate(self, task_id: str) -> None:
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+
+    def check(self) -> None:
         pass

@@ -4,6 +4,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from app.domain.columns import Column, Table
+from app.domain.money import Currency
+from app.errors import InvalidInput
 
 LIST_PRICE = "list_price"
 """The one signal that every priced row has."""
@@ -17,6 +19,26 @@ class RowScope(NamedTuple):
     department_key: int | None = None
     location_key: int | None = None
     currency: str | None = None
+
+
+class Subjects(NamedTuple):
+    """The keys of what events name; of locations with their currency. Unknown names are missing."""
+
+    products: dict[str, int]
+    categories: dict[str, int]
+    locations: dict[str, tuple[int, Currency]]
+
+    def scope(self, subject: str, location: str, currency: str | None = None) -> RowScope:
+        """The rows that an event's subject and location mean. A name that is both a product's id and a category
+        is the product. Raises `InvalidInput` where one of them is unknown."""
+        product_key = self.products.get(subject)
+        category_key = self.categories.get(subject) if product_key is None else None
+        location_key, _ = self.locations.get(location, (None, None))
+        if (subject != "*" and product_key is None and category_key is None) or (
+            location != "*" and location_key is None
+        ):
+            raise InvalidInput(f"there is no {subject!r} at {location!r}")
+        return RowScope(product_key, category_key, None, location_key, currency)
 
 
 class StoredInputs(NamedTuple):

@@ -23,7 +23,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
         if os.getppid() != int(parent):  # it died before the line above
             sys.exit("the parent is gone")
-    os.execv(command[0], command)  # noqa: S606  no shell is wanted
+    os.execvp(command[0], command)  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.local.supervisor import Child
 from app.settings import Settings
 
@@ -27,18 +28,15 @@ def plain(value: Any) -> str:
 
 
 def service(settings: Settings, metrics: Path, logs: Path) -> list[Child]:
-    """Worker, listener and API, in the order of their start."""
+    """Workers, listener and API, in the order of their start."""
     env = environment(settings, metrics)
     python = [sys.executable, "-m"]
     celery = [*python, "celery", "-A", "workers.celery_app", "worker", "--without-gossip", "--without-mingle"]
+    celery.append(f"--concurrency={settings.worker_concurrency}")
     return [
-        Child(
-            "worker",
-            [*celery, f"--concurrency={settings.worker_concurrency}"],
-            logs / "worker.log",
-            env,
-            grace_s=30,
-        ),
+        Child("worker", [*celery, "-Q", EVENTS_QUEUE, "-n", "events@%h"], logs / "worker.log", env, grace_s=30),
+        # Recalculations wait for no one and nobody waits for them: they take what processor time the others leave.
+        Child("jobs", ["nice", *celery, "-Q", JOBS_QUEUE, "-n", "jobs@%h"], logs / "jobs.log", env, grace_s=30),
         Child("listener", [*python, "listener"], logs / "listener.log", env, grace_s=15),
         Child(
             "api",

@@ -51,20 +51,63 @@ events_published = Counter(
 )
 events_processed = Counter(
     "pricing_events_processed_total",
-    "Events taken off the stream: applied, repeated (applied before), refused (dead letter).",
+    "Events taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (letters).",
     ["status"],
 )
-events_dispatched = Counter(
-    "pricing_events_dispatched_total", "Stream entries that a listener gave to a task.", ["how"]
+events_received = Counter(
+    "pricing_events_received_total", "Stream entries that a listener put into inboxes: read, reclaimed.", ["how"]
+)
+event_backlog = Gauge(
+    "pricing_event_backlog",
+    "Stream entries that are not applied yet: unread, or pending (in an inbox).",
+    ["state"],
+    multiprocess_mode="mostrecent",
+)
+oldest_event_age = Gauge(
+    "pricing_oldest_unapplied_event_age_seconds",
+    "Age of the oldest event that is not applied yet; 0 where there is none.",
+    multiprocess_mode="mostrecent",
+)
+boundary_overdue = Gauge(
+    "pricing_oldest_due_boundary_age_seconds",
+    "How long ago a promotion began or ended whose prices are still to be recomputed; 0 where there is none.",
+    multiprocess_mode="mostrecent",
+)
+dead_letters = Gauge("pricing_dead_letters", "Events that were set aside.", multiprocess_mode="mostrecent")
+breaker_state = Gauge(
+    "pricing_breaker_state",
+    "Circuit breakers of stores and of kinds of work: 0 closed, 1 half open, 2 open.",
+    ["breaker"],
+    multiprocess_mode="mostrecent",
 )
 sheets_stored = Counter(
     "pricing_sheets_stored_total", "New versions of price sheets, by cause: event, recalculation, boundary.", ["cause"]
+)
+lock_wait = Histogram(
+    "pricing_lock_wait_seconds",
+    "From asking for a scope's work to the round that does it, by kind of scope.",
+    ["kind"],
+    buckets=_LATENCY_S,
+)
+lock_hold = Histogram(
+    "pricing_lock_hold_seconds", "How long a lock was held, by kind of scope.", ["kind"], buckets=_LATENCY_S
+)
+lock_renewals = Counter("pricing_lock_renewals_total", "Renewals of held locks, by kind of scope.", ["kind"])
+lock_lost = Counter("pricing_lock_lost_total", "Locks that were lost while held, by kind of scope.", ["kind"])
+lock_left_to_holder = Counter(
+    "pricing_lock_left_to_holder_total",
+    "Requests that found their lock held, and became another round of its holder, by kind of scope.",
+    ["kind"],
 )
 task_duration = Histogram(
     "pricing_task_duration_seconds",
     "Run time of background tasks, by how they ended: succeeded, retried, failed.",
     ["task", "outcome"],
     buckets=_LATENCY_S,
+)
+
+task_retries = Counter(
+    "pricing_task_retries_total", "Repeats of background tasks, by the kind of error.", ["task", "reason"]
 )
 
 

@@ -130,3 +130,21 @@ def consumer_span(name: str, traceparents: Sequence[str | None], attributes: dic
         links=links,
     ):
         yield
+
+
+@contextmanager
+def batch_span(name: str, traceparents: Sequence[str | None], attributes: dict[str, str | int]) -> Iterator[None]:
+    """The processing of a batch: part of the current trace where one of the messages is, else of that of the first
+    message that is being recorded, with links to the others."""
+    contexts = [context_of(traceparent) for traceparent in traceparents if traceparent]
+    spans = [(context, trace.get_current_span(context).get_span_context()) for context in contexts]
+    current = trace.get_current_span().get_span_context()
+    own = any(span.trace_id == current.trace_id for _, span in spans)
+    recorded = [(context, span) for context, span in spans if span.trace_flags.sampled]
+    parent = None if own or not recorded else recorded[0][0]
+    trace_id = current.trace_id if parent is None else recorded[0][1].trace_id
+    links = [trace.Link(span) for _, span in recorded if span.trace_id != trace_id]
+    with _tracer.start_as_current_span(
+        name, context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
+    ):
+        yield

@@ -1,8 +1,8 @@
 """Market events become prices: claim, change the inputs, reprice, commit, cache; only then acknowledge."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +17,16 @@ from app.domain.events import (
     PromotionData,
     StockData,
 )
-from app.domain.money import SCALE, to_minor
-from app.domain.rows import LIST_PRICE, RowScope
+from app.domain.money import SCALE, Currency, to_minor
+from app.domain.rows import LIST_PRICE, RowScope, Subjects
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import PriceSheet
 from app.errors import InvalidInput, NotFound, within
-from app.services.ports import Clock, Locks, SheetCache, Store, TaskQueue, Transaction
+from app.services.ports import Clock, Held, SheetCache, Store, TaskQueue, Transaction
 from app.services.repricing import reprice, union
 
 DIRECT_ROWS = 2_000
 """An event that concerns more rows than this becomes a recalculation task instead of one transaction."""
-
-LOCK_WAIT_S = 5.0
 
 _SIGNALS = {
     EventType.LIST_PRICE_CHANGED: LIST_PRICE,
@@ -37,6 +35,7 @@ _SIGNALS = {
     EventType.DEMAND_CHANGED: "demand_bp",
     EventType.STOCK_CHANGED: "stock",
 }
+_RULES = frozenset({EventType.POLICY_CHANGED, EventType.PROMOTION_CHANGED})
 
 
 class Positioned(NamedTuple):
@@ -62,76 +61,170 @@ class Applied(NamedTuple):
     refused: list[Refused]
 
 
+class _SignalChange(NamedTuple):
+    """What one event sets: one signal, of these rows (dtype `ROW_KEYS`), to one value."""
+
+    item: Positioned
+    signal: str
+    scope: RowScope
+    keys: Table
+    value: int
+
+
+@dataclass
+class _Effects:
+    """What a batch leads to: rows to reprice, with the events that are the cause; rows to cache again, because an
+    earlier run may have died before it could; recalculations to go on with."""
+
+    direct: list[Table]
+    causes: dict[tuple[int, int], dict[str, None]]
+    again: list[Table]
+    tasks: list[str]
+
+    def concern(self, event: Event, keys: Table) -> None:
+        self.direct.append(keys)
+        for key in keys.tolist():
+            self.causes[key][event.id] = None
+
+
 def apply_events(
-    scope: str,
-    batch: Sequence[Positioned],
-    *,
-    store: Store,
-    cache: SheetCache,
-    locks: Locks,
-    queue: TaskQueue,
-    clock: Clock,
+    held: Held, batch: Sequence[Positioned], *, store: Store, cache: SheetCache, queue: TaskQueue, clock: Clock
 ) -> Applied:
-    """Apply events under the lock on `scope`. May be repeated: an event that was processed before changes
+    """Apply events under the lock that is `held`. May be repeated: an event that was processed before changes
     nothing, but its rows are written to the cache again, in case the first run died before it could.
 
-    Raises `LockHeld`, `LockLost` or `Unavailable`; nothing has been applied then, or all, and a repeat
+    Raises `LockLost` or `Unavailable`; nothing has been applied then, or all, and a repeat
     is right either way. Afterwards every event may be acknowledged, the refused ones as dead letters.
     """
-    batch = sorted(batch, key=lambda item: item.position)
-    with locks.hold(scope, wait_s=LOCK_WAIT_S) as token:
-        refused: list[Refused] = []
-        with store.transaction() as tx:
-            tx.events.check_fence(scope, token)
-            new = tx.events.claim({item.event.id for item in batch})
-            direct: list[Table] = []
-            causes: dict[tuple[int, int], dict[str, None]] = defaultdict(dict)
-            again: list[Table] = []
-            tasks: list[str] = []
-            seen: set[str] = set()
-            _lock_signal_rows(tx, [item.event for item in batch if item.event.id in new])
-            for item in batch:
-                fresh = item.event.id in new and item.event.id not in seen
-                seen.add(item.event.id)
+    items = _first_of_each(batch)
+    effects = _Effects([], defaultdict(dict), [], [])
+    with store.transaction() as tx:
+        tx.events.check_fence(held.scope, held.token)
+        if any(item.event.type in _RULES for item in items):
+            tx.rules.hold_new_rows()
+        elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in items):
+            tx.rules.hold_rules()
+        changes, refused = _signal_changes(tx, items)
+        others = [item for item in items if item.event.type not in _SIGNALS]
+        scopes = {change.item.event.id: [change.scope] for change in changes}
+        new = tx.events.claim(scopes | {item.event.id: [] for item in others})
+        _set_signals(tx, [change for change in changes if change.item.event.id in new], effects)
+        for item in others:
+            if item.event.id in new:
                 try:
-                    scopes = _change_inputs(tx, item) if fresh else tx.events.scopes(item.event.id)
+                    _change_rules(tx, item, effects)
                 except InvalidInput as error:
                     refused.append(Refused(item.stream_id, str(error)))
-                    if fresh:
-                        new.discard(item.event.id)
-                        tx.events.release(item.event.id)
-                    continue
-                if fresh:
-                    tx.events.note_scopes(item.event.id, scopes)
-                for n, rows in enumerate(scopes):
-                    total = tx.catalog.count(rows)
-                    if total > DIRECT_ROWS or item.event.type is EventType.RECALCULATE:
-                        task_id = item.event.id if n == 0 else f"{item.event.id}:{n + 1}"
-                        tx.tasks.create(task_id, rows, total, item.event.traceparent)
-                        tasks.append(task_id)
-                    else:
-                        keys = tx.catalog.keys(rows, DIRECT_ROWS)
-                        (direct if fresh else again).append(keys)
-                        for key in keys.tolist() if fresh else ():
-                            causes[key][item.event.id] = None
-            sheets = reprice(tx, union(direct), clock, {key: _cause(list(ids)) for key, ids in causes.items()})
-            cached = sheets + _not_among(sheets, tx.prices.current(union(again)) if again else [])
-        cache.put(cached)
-    for task_id in tasks:
+                    new.discard(item.event.id)
+                    tx.events.release(item.event.id)
+        gone = {refusal.stream_id for refusal in refused}
+        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in gone], effects)
+        causes = {key: _cause(list(ids)) for key, ids in effects.causes.items()}
+        sheets = reprice(tx, union(effects.direct), clock, causes)
+        cached = sheets + _not_among(sheets, tx.prices.current(union(effects.again)) if effects.again else [])
+    cache.put(cached)
+    for task_id in effects.tasks:
         queue.recalculate(task_id)
     return Applied(len(new), len(sheets), refused)
 
 
-def _lock_signal_rows(tx: Transaction, events: Sequence[Event]) -> None:
-    """Hold the rows that a batch sets signals of, in key order. Its events come in the order of the stream, and
-    would lock the rows in that order: a deadlock with every batch that comes in another."""
-    keys: list[Table] = []
-    for event in events if len(events) > 1 else ():
-        if event.type in _SIGNALS:
-            with suppress(InvalidInput):  # it is refused in its turn
-                keys += [tx.catalog.keys(scope, DIRECT_ROWS) for scope in _scopes(tx, event)]
-    if keys:
-        tx.prices.lock(union(keys))
+def _first_of_each(batch: Iterable[Positioned]) -> list[Positioned]:
+    """In the order of the stream, each event id once."""
+    first: dict[str, Positioned] = {}
+    for item in sorted(batch, key=lambda item: item.position):
+        first.setdefault(item.event.id, item)
+    return list(first.values())
+
+
+def _signal_changes(tx: Transaction, items: Sequence[Positioned]) -> tuple[list[_SignalChange], list[Refused]]:
+    """What the signals of a batch set, without changing anything yet."""
+    signals = [item for item in items if item.event.type in _SIGNALS]
+    changes: list[_SignalChange] = []
+    refused: list[Refused] = []
+    subjects = tx.catalog.subjects({item.event.subject for item in signals}, {item.event.location for item in signals})
+    for item in signals:
+        try:
+            changes.append(_signal_change(tx, item, subjects))
+        except InvalidInput as error:
+            refused.append(Refused(item.stream_id, str(error)))
+    return changes, refused
+
+
+def _signal_change(tx: Transaction, item: Positioned, subjects: Subjects) -> _SignalChange:
+    event, data = item.event, item.event.typed_data()
+    currency = data.currency if isinstance(data, MoneyData) and event.location == "*" else None
+    scope = subjects.scope(event.subject, event.location, currency)
+    if scope.product_key is not None and scope.location_key is not None:
+        # It may be new: that is how a price is first set.
+        keys = np.array([(scope.product_key, scope.location_key)], ROW_KEYS)
+        currencies = {subjects.locations[event.location][1]}
+    else:
+        keys = tx.catalog.keys(scope, limit=2**31)
+        known = tx.catalog.currencies() if isinstance(data, MoneyData) else {}
+        currencies = {known[key] for key in set(keys["location_key"].tolist())} if known else set()
+    return _SignalChange(item, _SIGNALS[event.type], scope, keys, _signal_value(data, currencies))
+
+
+def _signal_value(data: object, currencies: set[Currency]) -> int:
+    if isinstance(data, DemandData):
+        return int(data.index * SCALE)
+    if isinstance(data, StockData):
+        return data.quantity
+    assert isinstance(data, MoneyData)
+    if data.currency is not None and any(currency.code != data.currency for currency in currencies):
+        raise InvalidInput(f"{data.currency} is not the location's currency", "data.currency")
+    if len(currencies) > 1:
+        raise InvalidInput("needed, because the locations have several currencies", "data.currency")
+    with within("data.amount"):
+        return to_minor(data.amount, currencies.pop().decimals) if currencies else 0
+
+
+def _set_signals(tx: Transaction, changes: Sequence[_SignalChange], effects: _Effects) -> None:
+    """Of several that set the same, the last in the stream."""
+    rows: dict[str, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
+    for change in changes:
+        for key in change.keys.tolist():
+            rows[change.signal][key] = (change.value, change.item.position)
+    # All of them, in key order, before any is written: in the order of the stream, batches would deadlock.
+    tx.prices.lock(union(change.keys for change in changes))
+    for signal in sorted(rows):
+        tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
+    for change in changes:
+        if len(change.keys) > DIRECT_ROWS:
+            _recalculate(tx, change.item.event, [change.scope], effects)
+        else:
+            effects.concern(change.item.event, change.keys)
+
+
+def _change_rules(tx: Transaction, item: Positioned, effects: _Effects) -> None:
+    """Write what a rule's event, or a recalculation's, says. Raises `InvalidInput`."""
+    scopes = _changed_scopes(tx, item)
+    tx.events.note_scopes(item.event.id, scopes)
+    if item.event.type is EventType.RECALCULATE or sum(map(tx.catalog.count, scopes)) > DIRECT_ROWS:
+        _recalculate(tx, item.event, scopes, effects)
+        return
+    for scope in scopes:
+        effects.concern(item.event, tx.catalog.keys(scope, DIRECT_ROWS))
+
+
+def _repeat(tx: Transaction, items: Sequence[Positioned], effects: _Effects) -> None:
+    """What an earlier run committed, but perhaps did not finish."""
+    noted = tx.events.scopes([item.event.id for item in items]) if items else {}
+    for event_id, scopes in noted.items():
+        narrow = [scope for scope in scopes if scope.product_key is not None and scope.location_key is not None]
+        if len(narrow) == len(scopes):
+            effects.again.append(np.array([(scope.product_key, scope.location_key) for scope in narrow], ROW_KEYS))
+        elif tx.tasks.get(event_id) is not None:
+            effects.tasks.append(event_id)
+        else:
+            effects.again += [tx.catalog.keys(scope, DIRECT_ROWS) for scope in scopes]
+
+
+def _recalculate(tx: Transaction, event: Event, scopes: Sequence[RowScope], effects: _Effects) -> None:
+    for n, scope in enumerate(scopes):
+        task_id = event.id if n == 0 else f"{event.id}:{n + 1}"
+        tx.tasks.create(task_id, scope, tx.catalog.count(scope), event.traceparent)
+        effects.tasks.append(task_id)
 
 
 def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[PriceSheet]:
@@ -143,8 +236,8 @@ def _cause(event_ids: Sequence[str]) -> str:
     return f"event:{event_ids[0]}" if len(event_ids) == 1 else f"events:{','.join(event_ids)}"
 
 
-def _change_inputs(tx: Transaction, item: Positioned) -> list[RowScope]:
-    """Write what the event says; the rows that it concerns. Raises `InvalidInput`."""
+def _changed_scopes(tx: Transaction, item: Positioned) -> list[RowScope]:
+    """Change the rule that an event is about; the rows that it concerned before, and now. Raises `InvalidInput`."""
     event, data = item.event, item.event.typed_data()
     if isinstance(data, PromotionData) and data.promotion is not None:
         before = _promotion_scope(tx, data.promotion.promotion_id)
@@ -158,56 +251,10 @@ def _change_inputs(tx: Transaction, item: Positioned) -> list[RowScope]:
         return _row_scopes(tx, [tx.rules.remove_promotion(data.removed, item.position)])
     if isinstance(data, PolicyData) and data.removed is not None:
         return _row_scopes(tx, [tx.rules.remove_policy(data.removed, item.position)])
-    scopes = _scopes(tx, event)
-    if (signal := _SIGNALS.get(event.type)) is not None:
-        for scope in scopes:
-            keys = _signal_keys(tx, scope)
-            if len(keys):
-                values = _signal_values(tx, data, keys)
-                tx.catalog.set_signals(
-                    signal,
-                    [(*key, value, item.position) for key, value in zip(keys.tolist(), values, strict=True)],
-                )
-    return scopes
-
-
-def _signal_keys(tx: Transaction, scope: RowScope) -> Table:
-    """The rows a signal is for. One product at one location may be new: that is how a price is first set."""
-    if scope.product_key is not None and scope.location_key is not None:
-        return np.array([(scope.product_key, scope.location_key)], ROW_KEYS)
-    return tx.catalog.keys(scope, limit=2**31)
-
-
-def _signal_values(tx: Transaction, data: object, keys: Table) -> list[int]:
-    if isinstance(data, DemandData):
-        return [int(data.index * SCALE)] * len(keys)
-    if isinstance(data, StockData):
-        return [data.quantity] * len(keys)
-    assert isinstance(data, MoneyData)
-    known = tx.catalog.currencies()
-    used = {known[key] for key in keys["location_key"].tolist()}
-    if data.currency is not None and any(currency.code != data.currency for currency in used):
-        raise InvalidInput(f"{data.currency} is not the location's currency", "data.currency")
-    if len(used) > 1:
-        raise InvalidInput("needed, because the locations have several currencies", "data.currency")
-    with within("data.amount"):
-        return [to_minor(data.amount, used.pop().decimals)] * len(keys)
-
-
-def _scopes(tx: Transaction, event: Event) -> list[RowScope]:
-    """The rows that an event names, without changing anything. Raises `InvalidInput`."""
-    data = event.typed_data()
-    if isinstance(data, PromotionData | PolicyData):
-        if data.scopes:
-            return _distinct([tx.rules.row_scope(scope) for scope in data.scopes])
-        rule = getattr(data, "promotion", None) or getattr(data, "policy", None)
-        if rule is not None:
-            return [tx.rules.row_scope(rule)]
-    currency = data.currency if isinstance(data, MoneyData) and event.location == "*" else None
-    scope = tx.catalog.subject_scope(event.subject, event.location, currency)
-    if scope is None:
-        raise InvalidInput(f"there is no {event.subject!r} at {event.location!r}")
-    return [scope]
+    if isinstance(data, PromotionData | PolicyData) and data.scopes:
+        return _distinct([tx.rules.row_scope(scope) for scope in data.scopes])
+    subjects = tx.catalog.subjects({event.subject}, {event.location})
+    return [subjects.scope(event.subject, event.location)]
 
 
 def _promotion_scope(tx: Transaction, promotion_id: str) -> list[RowScope]:

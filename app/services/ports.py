@@ -1,13 +1,14 @@
 """What the use cases need of the outside. `app.adapters` has what fits."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 from app.domain.columns import Column, Rules, Table
 from app.domain.money import Currency
-from app.domain.rows import HistoryEntry, RowScope, StoredInputs, StoredSheet
+from app.domain.rows import HistoryEntry, RowScope, StoredInputs, StoredSheet, Subjects
 from app.domain.rules import Policy, Promotion, Scope
 from app.domain.sheet import Labels, PriceSheet
 from app.domain.task import Task
@@ -17,7 +18,7 @@ Clock = Callable[[], int]
 
 
 class Catalog(Protocol):
-    def subject_scope(self, subject: str, location: str, currency: str | None = None) -> RowScope | None: ...
+    def subjects(self, subjects: Collection[str], locations: Collection[str]) -> Subjects: ...
     def currencies(self) -> dict[int, Currency]: ...
     def count(self, scope: RowScope) -> int: ...
     def keys(self, scope: RowScope, limit: int) -> Table: ...
@@ -25,11 +26,11 @@ class Catalog(Protocol):
 
 
 class Events(Protocol):
-    def claim(self, event_ids: Collection[str]) -> set[str]: ...
+    def claim(self, events: Mapping[str, Sequence[RowScope]]) -> set[str]: ...
     def release(self, event_id: str) -> None: ...
     def processed(self, event_id: str) -> bool: ...
     def note_scopes(self, event_id: str, scopes: Sequence[RowScope]) -> None: ...
-    def scopes(self, event_id: str) -> list[RowScope]: ...
+    def scopes(self, event_ids: Sequence[str]) -> dict[str, list[RowScope]]: ...
     def put_outbox(self, event_id: str, event: bytes) -> None: ...
     def outbox(self, limit: int) -> Sequence[tuple[str, bytes]]: ...
     def drop_outbox(self, event_ids: Collection[str]) -> None: ...
@@ -42,11 +43,14 @@ class Prices(Protocol):
     def inputs_after(self, last: tuple[int, int], limit: int, scope: RowScope) -> StoredInputs: ...
     def current(self, keys: Table) -> list[PriceSheet]: ...
     def due(self, as_of: int, limit: int) -> Table: ...
+    def next_boundary_s(self) -> float | None: ...
     def labels(self, products: Column, policies: Column, promotions: Column) -> Labels: ...
     def store(self, keys: Table, digests: Column, sheets: Sequence[PriceSheet], causes: Sequence[str]) -> None: ...
 
 
 class RuleBook(Protocol):
+    def hold_rules(self) -> None: ...
+    def hold_new_rows(self) -> None: ...
     def rules(self, keys: Table, as_of: int) -> Rules: ...
     def policy(self, policy_id: str) -> Policy: ...
     def promotion(self, promotion_id: str) -> Promotion: ...
@@ -96,12 +100,86 @@ class Store(Protocol):
     def transaction(self) -> AbstractContextManager[Transaction]: ...
 
 
+class Failure(NamedTuple):
+    """What went wrong with an entry so far. Times are ms since 1970."""
+
+    attempts: int
+    first_error: str
+    first_failed_at: int
+    last_error: str
+    last_failed_at: int
+
+
+class Waiting(NamedTuple):
+    """A stream entry in an inbox: its place, and the event as JSON, empty where the entry has none."""
+
+    stream_id: str
+    position: int
+    event: bytes
+    failure: Failure | None
+
+
+class Letter(NamedTuple):
+    """A dead letter: an entry that nobody could apply. `event_id` and `trace_id` (hex) are empty where unknown."""
+
+    stream_id: str
+    event: bytes
+    event_id: str
+    trace_id: str
+    reason: str
+    failure: Failure
+
+
+class BreakerState(Enum):
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+class Tally(NamedTuple):
+    """A breaker's state, the outcomes in its window, and the reason of the failure that opened it last."""
+
+    state: BreakerState
+    good: int
+    bad: int
+    reason: str
+
+
+class Breakers(Protocol):
+    def note(self, name: str, *, good: int = 0, bad: int = 0, reason: str = "") -> BreakerState: ...
+
+
+class Inboxes(Protocol):
+    def take(self, scope: str, limit: int) -> list[Waiting]: ...
+    def put_back(self, scope: str) -> None: ...
+    def fail(self, scope: str, batch: Sequence[Waiting], error: str) -> None: ...
+    def settle(self, scope: str, done: Collection[str], letters: Sequence[Letter]) -> int: ...
+    def suspects(self, scope: str) -> list[int]: ...
+
+
 class SheetCache(Protocol):
     def put(self, sheets: Iterable[PriceSheet]) -> None: ...
 
 
+class Held(Protocol):
+    """A lock that is held. The database lets only the newest `token` of a scope write; `check` raises `LockLost`."""
+
+    scope: str
+    token: int
+
+    def check(self) -> None: ...
+
+
+class Turn(Enum):
+    """How a turn of work on a scope ended."""
+
+    DONE = "done"
+    UNFINISHED = "unfinished"
+    LEFT_TO_HOLDER = "left to holder"
+
+
 class Locks(Protocol):
-    def hold(self, scope: str, wait_s: float = 0) -> AbstractContextManager[int]: ...
+    def in_rounds(self, scope: str, work: Callable[[Held], bool], turn_s: float) -> Turn: ...
 
 
 class TaskQueue(Protocol):

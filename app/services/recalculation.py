@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.services.ports import Clock, Locks, SheetCache, Store, TaskQueue
+from app.services.ports import Clock, Held, Locks, SheetCache, Store, Turn
 from app.services.repricing import out_of_date, reprice, row_keys
 
 IMPORT = "import:"
 """What the ids of tasks that imports start begin with: import:<name>:<position>."""
 
-TURN_MS = 60_000
+TURN_S = 60.0
 """How long one turn works before it queues the next: well below the task's time limit."""
 
 
@@ -28,43 +28,41 @@ def recalculate(
     store: Store,
     cache: SheetCache,
     locks: Locks,
-    queue: TaskQueue,
     clock: Clock,
     on_batch: Callable[[int], None] = lambda rows: None,
-) -> bool:
-    """Work on a task for a turn; whether it is finished. Raises `LockHeld` where another run is at it.
-    `on_batch` is told of every batch how many rows it looked at.
+) -> Turn:
+    """Work on a task for a turn. `on_batch` is told of every batch how many rows it looked at.
 
     A batch is noted as done in the transaction of the next one, when it is in the cache too. So a run that
     takes over from a dead one repeats the last batch, and writes all of it to the cache: what the dead one
     stored, but perhaps did not cache, is then not a change any more.
     """
-    started = clock()
-    with locks.hold(f"task:{task_id}"):
-        finished: _Batch | None = None
-        while True:
-            with store.transaction() as tx:
-                held = tx.tasks.hold(task_id)
-                if held is None:
-                    return True
-                _, scope, last = held
-                if finished is not None:
-                    tx.tasks.advance(task_id, *finished)
-                    last = finished.last
-                if finished is not None and clock() - started > TURN_MS:
-                    break
-                stored = tx.prices.inputs_after(last, batch_size, scope)
-                if not len(stored.inputs):
-                    tx.tasks.finish(task_id)
-                    return True
-                keys = row_keys(stored.inputs)
-                new = reprice(tx, out_of_date(tx, stored, clock()), clock, _cause(task_id))
-                repeat = tx.prices.current(keys) if finished is None else new
-            cache.put(repeat)
-            finished = _Batch(len(keys), len(new), keys[-1].item())
-            on_batch(finished.done)
-    queue.recalculate(task_id)
-    return False
+    finished: _Batch | None = None
+
+    def batch(held: Held) -> bool:
+        nonlocal finished
+        with store.transaction() as tx:
+            tx.events.check_fence(held.scope, held.token)
+            task = tx.tasks.hold(task_id)
+            if task is None:
+                return False
+            _, scope, last = task
+            if finished is not None:
+                tx.tasks.advance(task_id, *finished)
+                last = finished.last
+            stored = tx.prices.inputs_after(last, batch_size, scope)
+            if not len(stored.inputs):
+                tx.tasks.finish(task_id)
+                return False
+            keys = row_keys(stored.inputs)
+            new = reprice(tx, out_of_date(tx, stored, clock()), clock, _cause(task_id))
+            repeat = tx.prices.current(keys) if finished is None else new
+        cache.put(repeat)
+        finished = _Batch(len(keys), len(new), keys[-1].item())
+        on_batch(finished.done)
+        return True
+
+    return locks.in_rounds(f"task:{task_id}", batch, TURN_S)
 
 
 def _cause(task_id: str) -> str:

@@ -8,7 +8,7 @@ from app.domain.columns import ROW_KEYS, Column, Rules, Table
 from app.domain.rows import StoredInputs
 from app.domain.sheet import Labels, PriceSheet, rows_to_sheets
 from app.domain.sheets import Sheets, compute_sheets, digests
-from app.services.ports import Clock, SheetCache, Store, Transaction
+from app.services.ports import Clock, Held, SheetCache, Store, Transaction
 
 Causes = Mapping[tuple[int, int], str]
 """Why rows are repriced, by (product key, location key)."""
@@ -49,17 +49,15 @@ def out_of_date(tx: Transaction, stored: StoredInputs, as_of: int) -> Table:
     return row_keys(stored.inputs[_changed(stored, fresh)])
 
 
-def reprice_due(store: Store, cache: SheetCache, clock: Clock, batch: int) -> int:
-    """Reprice every sheet whose time is over (a promotion began or ended); how many."""
-    total = 0
-    while True:
-        with store.transaction() as tx:
-            due = np.sort(tx.prices.due(clock(), batch), order=["product_key", "location_key"])
-            new = reprice(tx, due, clock, "boundary")
-        cache.put(new)
-        total += len(new)
-        if not new or len(due) < batch:
-            return total
+def reprice_due(held: Held, store: Store, cache: SheetCache, clock: Clock, limit: int) -> tuple[int, bool]:
+    """Reprice sheets whose time is over (a promotion began or ended), at most `limit`, under the lock that is `held`;
+    how many, and whether there may be more."""
+    with store.transaction() as tx:
+        tx.events.check_fence(held.scope, held.token)
+        due = np.sort(tx.prices.due(clock(), limit), order=["product_key", "location_key"])
+        new = reprice(tx, due, clock, "boundary")
+    cache.put(new)
+    return len(new), bool(new) and len(due) == limit
 
 
 def _changed(stored: StoredInputs, fresh: Column) -> Column:

@@ -45,8 +45,7 @@ def row(store: Store) -> Callable[..., Table]:
 
     def key(product_id: str = "P-1", location: str = "NY") -> Table:
         with store.transaction() as tx:
-            scope = tx.catalog.subject_scope(product_id, location)
-        assert scope is not None
+            scope = tx.catalog.subjects({product_id}, {location}).scope(product_id, location)
         return np.array([(scope.product_key, scope.location_key)], ROW_KEYS)
 
     return key

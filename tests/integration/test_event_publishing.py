@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 import redis
 
+from app.adapters.event_channel import EventChannel
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
 from app.adapters.event_publishing import AsyncPublisher, Publisher
@@ -20,7 +21,7 @@ NAMES = Names(stream="s", channel="c", group="g", dead_letters="d")
 
 @pytest.fixture
 def log(valkey: redis.Redis) -> EventLog:
-    log = EventLog(valkey, NAMES, remember_s=100)
+    log = EventLog(valkey, NAMES)
     log.ensure_group()
     return log
 
@@ -35,10 +36,10 @@ def event(event_id: str | None = None) -> Event:
 
 
 def test_a_published_event_is_in_the_stream_and_rings_the_doorbell_with_its_place(
-    publisher: Publisher, log: EventLog
+    publisher: Publisher, log: EventLog, valkey: redis.Redis
 ) -> None:
     sent = event()
-    with log.doorbell() as subscription:
+    with EventChannel(valkey, NAMES).subscribe() as subscription:
         eventually(lambda: subscription.subscribed and subscription.get_message(timeout=0.1) is None)
         stream_id, new = publisher.publish(sent)
         message = eventually(lambda: subscription.get_message(timeout=1))
@@ -46,7 +47,7 @@ def test_a_published_event_is_in_the_stream_and_rings_the_doorbell_with_its_plac
     assert json.loads(message["data"]) == {"streamid": stream_id, **json.loads(sent.model_dump_json(exclude_none=True))}
     (entry,) = log.read("me", 10)
     assert entry.stream_id == stream_id
-    assert decode_event(entry.event or b"") == sent
+    assert decode_event(entry.event) == sent
 
 
 def test_a_second_publish_of_an_id_finds_the_first(publisher: Publisher, valkey: redis.Redis) -> None:

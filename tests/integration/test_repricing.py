@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from app.adapters.event_log import position
-from app.adapters.locks import Locks
+from app.adapters.locks import Held, Locks
 from app.adapters.store import Store, Transaction
 from app.bootstrap import now_ms
 from app.domain.columns import Table
@@ -21,6 +21,7 @@ from app.domain.rules import Policy, PolicyKindName
 from app.domain.sheet import PriceSheet
 from app.domain.task import TaskState
 from app.services.applying import Applied, Positioned, apply_events
+from app.services.ports import Turn
 from app.services.recalculation import recalculate
 from app.services.repricing import out_of_date, reprice
 from tests.support.waiting import eventually
@@ -163,10 +164,14 @@ def apply(store: Store, valkey: redis.Redis) -> Apply:
     def run(*events: tuple[str, Event]) -> tuple[Applied, Written, Queued]:
         cache, queue = Written(), Queued()
         batch = [Positioned(stream_id, position(stream_id), event) for stream_id, event in events]
-        applied = apply_events(
-            "scope", batch, store=store, cache=cache, locks=Locks(valkey, 30), queue=queue, clock=now_ms
-        )
-        return applied, cache, queue
+        applied: list[Applied] = []
+
+        def work(held: Held) -> bool:
+            applied.append(apply_events(held, batch, store=store, cache=cache, queue=queue, clock=now_ms))
+            return False
+
+        assert Locks(valkey, 30).in_rounds("scope", work, 10) is Turn.DONE
+        return applied[0], cache, queue
 
     return run
 
@@ -241,14 +246,13 @@ def test_a_recalculation_that_died_is_resumed_and_caches_what_the_dead_one_did_n
                 raise KeyboardInterrupt
             super().put(sheets)
 
-    def run(cache: Written) -> bool:
-        locks, queue = Locks(valkey, 30), Queued()
-        return recalculate("t", 1, store=store, cache=cache, locks=locks, queue=queue, clock=now_ms)
+    def run(cache: Written) -> Turn:
+        return recalculate("t", 1, store=store, cache=cache, locks=Locks(valkey, 30), clock=now_ms)
 
     dead, alive = Dies(), Written()
     with pytest.raises(KeyboardInterrupt):
         run(dead)
-    assert run(alive)
+    assert run(alive) is Turn.DONE
     assert {(sheet.product_id, sheet.location) for sheet in (*dead.sheets, *alive.sheets)} == {
         (product, location) for product in ("P-1", "P-2") for location in ("NY", "TYO")
     }
@@ -258,7 +262,7 @@ def test_a_recalculation_that_died_is_resumed_and_caches_what_the_dead_one_did_n
     assert (task.state, task.done, task.total) == (TaskState.SUCCEEDED, 4, 4)
     for product, location in (("P-1", "NY"), ("P-2", "TYO")):
         assert history(store, product, location) == [(1, 1000, "event:t")]
-    assert run(Written()), "a finished task has nothing left to do"
+    assert run(Written()) is Turn.DONE, "a finished task has nothing left to do"
 
 
 def promotion_event(event_id: str, **data: object) -> Event:
