@@ -54,9 +54,13 @@ class Settings(BaseSettings):
     event_group: str = Field("repricing", description="Consumer group that applies events.")
     read_count: int = Field(256, ge=1, le=10_000, description="Most stream entries that one read takes.")
     poll_interval_s: float = Field(0.5, gt=0, description="Longest time between looks at the stream, in seconds.")
-    reclaim_idle_s: float = Field(10.0, gt=0, description="After this another listener takes over what one has read, in seconds.")
+    reclaim_idle_s: float = Field(
+        10.0, gt=0, description="After this another listener takes over what one has read, in seconds."
+    )
     max_attempts: int = Field(5, ge=1, description="Failed attempts at one event before it is a dead letter.")
-    lock_ttl_s: float = Field(10.0, gt=0, description="How long a lock outlives the last renewal of a holder that died, in seconds.")
+    lock_ttl_s: float = Field(
+        10.0, gt=0, description="How long a lock outlives the last renewal of a holder that died, in seconds."
+    )
     recalculation_batch_size: int = Field(
         20_000, ge=1, le=1_000_000, description="Price sheets per transaction of a recalculation."
     )
