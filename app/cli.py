@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from app.commands import fail, load_settings
+from app.commands.breakers import breakers
 from app.commands.import_catalog import import_catalog
 from app.commands.replay import replay
 
@@ -84,6 +85,7 @@ def config(
 
 app.command("import")(import_catalog)
 app.command()(replay)
+app.command()(breakers)
 
 cache = typer.Typer(help="The shared cache of prices.", no_args_is_help=True)
 app.add_typer(cache, name="cache")

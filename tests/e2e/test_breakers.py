@@ -1,0 +1,42 @@
+"""The breakers as an operator sees them, while a store is away and after."""
+
+import subprocess
+
+from tests.support.shop import Shop
+from tests.support.system import PRICING, environment
+from tests.support.waiting import eventually
+
+
+def pricing_breakers(shop: Shop, *options: str) -> subprocess.CompletedProcess[str]:
+    env = environment({"PRICING_DATA": str(shop.system.data), "COLUMNS": "200"})
+    return subprocess.run([PRICING, "breakers", *options], env=env, capture_output=True, text=True, timeout=60)
+
+
+def state_of(shop: Shop, name: str) -> str:
+    line = next(line for line in pricing_breakers(shop).stdout.splitlines() if line.strip().startswith(name))
+    return line.split()[1]
+
+
+def test_an_open_breaker_keeps_events_waiting_and_says_why_until_it_is_reset(shop: Shop) -> None:
+    seconds, _ = shop.redis.time()
+    shop.redis.hset(
+        "breaker:postgresql",
+        mapping={"state": "open", "until": (seconds + 3600) * 1000, "open_ms": 1000, "reason": "it is being mended"},
+    )
+    product = shop.product()
+    shop.publish("list_price.changed", product, "NY", data={"amount": 8})
+    assert state_of(shop, "postgresql") == "open"
+    assert "it is being mended" in pricing_breakers(shop).stdout
+    metric = 'pricing_breaker_state{breaker="postgresql"} 2.0'
+    eventually(lambda: metric in shop.http.get("/metrics").text)
+    assert shop.unacknowledged(), "nothing was applied meanwhile"
+    assert pricing_breakers(shop, "--reset", "postgresql").returncode == 0
+    assert state_of(shop, "postgresql") == "closed"
+    shop.settle()
+    assert shop.costs("8.00", product)
+
+
+def test_a_breaker_that_is_not_there_is_named_with_those_that_are(shop: Shop) -> None:
+    answer = pricing_breakers(shop, "--reset", "nothing")
+    assert answer.returncode == 1
+    assert "the names are postgresql, cache, apply_events" in answer.stderr
