@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run year test check lint types unit integration e2e bench lock clean help
+.PHONY: run year test check lint types unit integration e2e bench jaeger lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,9 @@ e2e: .venv/.dev ## the running system, from outside
 
 bench: .venv/.dev ## how fast prices are read: make bench ARGS=--quick
 	$(BIN)/python -m loadtests.bench $(ARGS)
+
+jaeger: ## get Jaeger and start it: `make run` in another terminal sends its traces there
+	@sh deploy/jaeger/run.sh
 
 lock: .venv/.tools ## pin every dependency anew, with hashes
 	$(LOCK) --all-extras --group dev --group tools --output-file requirements/dev.txt

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import AnyUrl, SecretStr
 from rich.console import Console
 
-from app.local import SetUpError, embedded, stores
+from app.local import SetUpError, embedded, jaeger, stores
 from app.local.machine import check_port, metrics_folder, prepare_data, sole_user_of
 from app.local.processes import service
 from app.local.running import forget, record, stop_leftovers
@@ -56,6 +56,8 @@ class Up:
             migrate(database_url.get_secret_value())
         with self.signals.interruptible():
             fill_catalog(self.settings, self.settings.catalog, self.console)
+        if self.settings.otlp_endpoint is None and jaeger.is_there():
+            self.settings = self.settings.model_copy(update={"otlp_endpoint": AnyUrl(jaeger.OTLP)})
         self.start_service()
         self.say(greeting(self.settings, time.monotonic() - began))
 
@@ -193,7 +195,16 @@ def greeting(settings: Settings, seconds: float) -> str:
         f"  API      {url}/api/v1\n"
         f"  Docs     {url}/docs\n"
         f"  Metrics  {url}/metrics\n"
+        f"  Traces   {traces(settings)}\n"
         f"  Logs     {settings.data / 'logs'}\n\n"
         "Ask for a price:\n\n"
         f"  curl -s {url}/api/v1/price -H 'content-type: application/json' -d '{question}'\n"
     )
+
+
+def traces(settings: Settings) -> str:
+    """Where traces are, or how to get them."""
+    if settings.otlp_endpoint is None:
+        return "kept nowhere: `make jaeger` gets Jaeger and starts it, and the next start finds it"
+    where = jaeger.PAGE if str(settings.otlp_endpoint).rstrip("/") == jaeger.OTLP else f"go to {settings.otlp_endpoint}"
+    return f"{where} ({settings.trace_sample_ratio:.0%} of requests: PRICING_TRACE_SAMPLE_RATIO)"

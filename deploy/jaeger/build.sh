@@ -1,6 +1,7 @@
 #!/bin/sh
-# Build Jaeger v2 from source, for machines without Docker. Needs Go 1.25 or newer and 5 to 10 minutes, once.
+# Build Jaeger v2 from source, for machines without a container engine: Go 1.25 or newer, 5 to 10 minutes, once.
 # Usage: deploy/jaeger/build.sh [FOLDER]   (default: ~/.cache/pricing/jaeger)
+# Prints where the program is.
 set -eu
 version=v1.76.0 # of the module; the Jaeger v2 in it is 2.13
 folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/pricing/jaeger}
@@ -8,6 +9,7 @@ program=$folder/jaeger-$version
 
 if [ ! -x "$program" ]; then
   command -v go >/dev/null || { echo "Go 1.25 or newer is needed to build Jaeger (https://go.dev/dl)" >&2; exit 1; }
+  echo "Building Jaeger $version: 5 to 10 minutes, once" >&2
   source=$(mktemp -d)
   trap 'rm -rf "$source"' EXIT
   # `go install …@version` refuses modules with replace directives, so build in a copy of the module.
@@ -20,4 +22,4 @@ if [ ! -x "$program" ]; then
   mv "$program.new" "$program"
 fi
 ln -sf "jaeger-$version" "$folder/jaeger"
-echo "$folder/jaeger is ready. Started without arguments, it takes OTLP on port 4318 and shows traces on port 16686."
+echo "$program"
