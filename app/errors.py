@@ -8,6 +8,7 @@
     ├── Overloaded            we are full; retry later
     └── Conflict              somebody else was first
         ├── AlreadyExists       a rule with this id is there
+        ├── TaskEnded           too late to cancel or resume it
         └── LockLost            the lock that guarded this run is gone
 
 What each means to the three who read it:
@@ -89,6 +90,10 @@ class Conflict(PricingError):
 
 class AlreadyExists(Conflict):
     code = "already_exists"
+
+
+class TaskEnded(Conflict):
+    code = "task_ended"
 
 
 class LockLost(Conflict):

@@ -64,6 +64,14 @@ class Settings(BaseSettings):
     recalculation_batch_size: int = Field(
         20_000, ge=1, le=1_000_000, description="Price sheets per transaction of a recalculation."
     )
+    recalculation_part_size: int = Field(
+        40_000,
+        ge=1,
+        description="Price sheets for which a recalculation gets another part, up to 16, for workers to share.",
+    )
+    retention_days: float = Field(
+        30.0, gt=0, description="How long processed event ids and ended tasks are kept, in days."
+    )
 
     otlp_endpoint: AnyUrl | None = Field(
         None, description="Where spans go, OTLP over HTTP, such as http://127.0.0.1:4318. Unset: nowhere."

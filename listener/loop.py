@@ -15,12 +15,15 @@ import structlog
 
 from app.adapters.breakers import APPLYING, CACHE, POSTGRESQL
 from app.adapters.event_log import Entry
+from app.adapters.task_names import JOBS_QUEUE
 from app.bootstrap import Resources
 from app.domain.events import decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
 from app.observability.tracing import consumer_span
 from app.services.ports import BreakerState
+from app.services.recalculation import hint_abandoned
+from app.services.retention import forget_old
 from listener.scopes import CATALOGUE, scope_of
 
 _logger = structlog.get_logger(__name__)
@@ -31,8 +34,6 @@ INBOX_LIMIT = 5_000
 LOOK_INTERVAL_S = 1.0
 UPKEEP_INTERVAL_S = 5.0
 FORGET_INTERVAL_S = 60.0
-ABANDONED_S = 120.0
-"""A recalculation that nobody moved for this long is started again; one batch takes a few seconds."""
 
 
 class Loop:
@@ -51,6 +52,7 @@ class Loop:
             Chore(self._restart_tasks, UPKEEP_INTERVAL_S),
             Chore(self._trim, UPKEEP_INTERVAL_S),
             Chore(self._log.forget_consumers, FORGET_INTERVAL_S),
+            Chore(self._forget_old, FORGET_INTERVAL_S),
         ]
 
     def run(self) -> None:
@@ -156,10 +158,11 @@ class Loop:
             tx.events.drop_outbox([event_id for event_id, _ in unsent])
 
     def _restart_tasks(self) -> None:
-        with self._resources.store.transaction() as tx:
-            abandoned = tx.tasks.abandoned(ABANDONED_S, limit=10)
-        for task_id in abandoned:
-            self._resources.queue.recalculate(task_id)
+        if self._resources.queue.is_short(JOBS_QUEUE):
+            hint_abandoned(self._resources.store, self._resources.locks, self._resources.queue)
+
+    def _forget_old(self) -> None:
+        forget_old(self._resources.store, self._settings.retention_days)
 
     def _trim(self) -> None:
         self._log.trim()

@@ -13,9 +13,9 @@ from app.domain.events import Event, decode_event
 from app.errors import MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span
-from app.services import recalculation
 from app.services.delivery import Delivered, deliver
 from app.services.ports import Held, Turn, Waiting
+from app.services.recalculation import Recalculation
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
 from workers.context import resources
@@ -93,19 +93,20 @@ def _report(scope: str, delivered: Delivered) -> None:
     metrics.sheets_stored.labels("event").inc(delivered.sheets)
 
 
-def recalculate(task_id: str) -> None:
-    """One turn of a recalculation; a run that finds another at it leaves it the work."""
+def recalculate(task_id: str, part: int | None = None) -> None:
+    """One turn at a part of a recalculation; without a part, its beginning."""
     deps = resources()
-    turn = recalculation.recalculate(
-        task_id,
-        deps.settings.recalculation_batch_size,
+    Recalculation(
         store=deps.store,
         cache=deps.cache,
         locks=deps.locks,
+        queue=deps.queue,
         clock=now_ms,
-    )
-    if turn is Turn.UNFINISHED:
-        deps.queue.recalculate(task_id)
+        batch_rows=deps.settings.recalculation_batch_size,
+        part_rows=deps.settings.recalculation_part_size,
+        max_attempts=deps.settings.max_attempts,
+        on_batch=lambda _, changed: metrics.sheets_stored.labels("recalculation").inc(changed),
+    ).work_on(task_id, part)
 
 
 def reprice_due() -> None:

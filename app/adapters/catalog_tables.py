@@ -25,6 +25,12 @@ def condition(scope: RowScope) -> str:
     return " AND ".join(parts) or "true"
 
 
+def signal_columns(signal: str) -> tuple[str, str, str]:
+    """Where a signal, or `LIST_PRICE`, is stored: the table, its column, and that of its position."""
+    assert signal == LIST_PRICE or signal in SIGNALS
+    return ("list_prices", "amount", "position") if signal == LIST_PRICE else ("signals", signal, f"{signal}_position")
+
+
 class CatalogTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
@@ -83,10 +89,7 @@ class CatalogTables:
     def set_signals(self, signal: str, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """Set one signal, or `LIST_PRICE`, of rows (product_key, location_key, value, position); at most one
         per row. What was set at a later position stays."""
-        assert signal == LIST_PRICE or signal in SIGNALS
-        table, value, position = (
-            ("list_prices", "amount", "position") if signal == LIST_PRICE else ("signals", signal, f"{signal}_position")
-        )
+        table, value, position = signal_columns(signal)
         products, locations, values, positions = zip(*sorted(rows), strict=True)
         # In key order, so that two transactions that set the same rows wait instead of deadlocking.
         self._connection.execute(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -49,6 +50,14 @@ class EventTables:
         select = sa.select(processed_events.c.event_id, processed_events.c.scopes)
         rows = self._connection.execute(select.where(processed_events.c.event_id.in_(event_ids)))
         return {event_id: [RowScope(**scope) for scope in noted] for event_id, noted in rows}
+
+    def forget(self, older_than_s: float, limit: int) -> int:
+        """Delete at most `limit` ids of events that were processed longer ago than that; how many."""
+        old = processed_events.c.processed_at < sa.func.now() - timedelta(seconds=older_than_s)
+        chosen = sa.select(processed_events.c.event_id).where(old).order_by(processed_events.c.processed_at)
+        chosen = chosen.limit(limit).with_for_update(skip_locked=True)
+        forgotten = processed_events.delete().where(processed_events.c.event_id.in_(chosen))
+        return self._connection.execute(forgotten).rowcount
 
     def put_outbox(self, event_id: str, event: bytes) -> None:
         """An event to be sent once this transaction has committed."""

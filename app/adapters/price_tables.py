@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from app.adapters.catalog_tables import condition
 from app.adapters.database import read_columns, write_rows
-from app.domain.columns import NEVER, PRICE_INPUTS, ROW_KEYS, Column, Table
+from app.adapters.row_scans import rows_between
+from app.domain.columns import NEVER, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
 from app.domain.money import currency, unscale
 from app.domain.quote import instant
 from app.domain.rows import RowScope, StoredInputs
@@ -54,12 +54,12 @@ class PriceTables:
         """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
         return self._read(f"{_INPUTS} {_THESE}", _key_parameters(keys))
 
-    def inputs_after(self, last: tuple[int, int], limit: int, scope: RowScope) -> StoredInputs:
-        """The next `limit` rows in scope after the key `last`, in key order."""
+    def inputs_between(self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope]) -> StoredInputs:
+        """The first `limit` rows of any scope with after < key <= until, in key order."""
+        condition, parameters = rows_between(after, until, scopes)
         return self._read(
-            f"{_INPUTS} WHERE (lp.product_key, lp.location_key) > (%(after_product)s, %(after_location)s)"
-            f" AND {condition(scope)} ORDER BY lp.product_key, lp.location_key LIMIT %(limit)s",
-            scope._asdict() | {"after_product": last[0], "after_location": last[1], "limit": limit},
+            f"{_INPUTS} WHERE {condition} ORDER BY lp.product_key, lp.location_key LIMIT %(limit)s",
+            parameters | {"limit": limit},
         )
 
     def current(self, keys: Table) -> list[PriceSheet]:

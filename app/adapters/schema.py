@@ -202,18 +202,61 @@ tasks = sa.Table(
     "tasks",
     metadata,
     sa.Column("task_id", sa.Text, primary_key=True, comment="the id of the event that asked for it"),
-    sa.Column("scope", JSONB, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, comment="queued, running, succeeded, failed"),
-    sa.Column("done", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("total", sa.BigInteger, nullable=False),
-    sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("last_product_key", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("last_location_key", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("scopes", JSONB, nullable=False, comment="the rows it is about, in any of these: RowScope, …"),
+    sa.Column("signal", JSONB, comment="what it sets before it reprices: SignalChange"),
+    sa.Column("cause", sa.Text, nullable=False, comment="what history shows: event:<id> or import:<name>"),
+    sa.Column("work", sa.Text, comment="digest of what it does; null where nobody else may join it"),
+    sa.Column("state", sa.Text, nullable=False, comment="queued, running, succeeded, failed, cancelled, joined"),
+    sa.Column("joined", sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), comment="the task that does this work"),
+    sa.Column("total", sa.BigInteger, comment="rows, once counted"),
     sa.Column("traceparent", sa.Text),
     sa.Column("error", sa.Text),
     _instant("created_at", nullable=False, server_default=_NOW),
     _instant("updated_at", nullable=False, server_default=_NOW),
+    _instant("started_at"),
+    _instant("ended_at"),
+    sa.Index("tasks_queued_work_key", "work", unique=True, postgresql_where=sa.text("state = 'queued'")),
+    sa.Index("tasks_running_work_key", "work", unique=True, postgresql_where=sa.text("state = 'running'")),
     sa.Index("tasks_unfinished_idx", "updated_at", postgresql_where=sa.text("state IN ('queued', 'running')")),
+    sa.Index(None, "created_at", "task_id"),
+    sa.Index("tasks_ended_at_idx", "ended_at", postgresql_where=sa.text("ended_at IS NOT NULL")),
+    sa.Index("tasks_joined_idx", "joined", postgresql_where=sa.text("joined IS NOT NULL")),
+)
+
+
+def _task_id() -> sa.Column[str]:
+    return sa.Column("task_id", sa.ForeignKey("tasks.task_id", ondelete="CASCADE"), nullable=False)
+
+
+task_parts = sa.Table(
+    "task_parts",
+    metadata,
+    _task_id(),
+    sa.Column("part", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, comment="queued, running, succeeded, failed"),
+    sa.Column("after_product", sa.Integer, nullable=False, comment="the last row done; at first, the part's start"),
+    sa.Column("after_location", sa.Integer, nullable=False),
+    sa.Column("until_product", sa.Integer, nullable=False, comment="its last row"),
+    sa.Column("until_location", sa.Integer, nullable=False),
+    sa.Column("done", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="turns since it got further"),
+    sa.Column("orderly", sa.Boolean, nullable=False, server_default=sa.true(), comment="all that is stored is cached"),
+    sa.Column("token", sa.BigInteger, nullable=False, server_default="0", comment="of whoever may write: the fence"),
+    sa.Column("error", sa.Text),
+    _instant("updated_at", nullable=False, server_default=_NOW),
+    sa.PrimaryKeyConstraint("task_id", "part"),
+    sa.Index("task_parts_open_idx", "updated_at", postgresql_where=sa.text("state IN ('queued', 'running')")),
+)
+
+task_batches = sa.Table(
+    "task_batches",
+    metadata,
+    _task_id(),
+    _instant("noted_at", nullable=False, server_default=_NOW),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Index(None, "task_id", "noted_at"),
+    comment="of tasks that run: how fast they are",
 )
 
 outbox = sa.Table(

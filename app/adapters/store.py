@@ -9,7 +9,9 @@ from opentelemetry.trace import SpanKind
 from app.adapters.catalog_tables import CatalogTables
 from app.adapters.database import unavailable_if_down
 from app.adapters.event_tables import EventTables
+from app.adapters.part_tables import PartTables
 from app.adapters.price_tables import PriceTables
+from app.adapters.row_scans import RowScans
 from app.adapters.rule_tables import RuleTables
 from app.adapters.sheet_queries import SheetQueries
 from app.adapters.task_tables import TaskTables
@@ -22,7 +24,9 @@ class Transaction:
     def __init__(self, connection: sa.Connection) -> None:
         self.catalog = CatalogTables(connection)
         self.events = EventTables(connection)
+        self.parts = PartTables(connection)
         self.prices = PriceTables(connection)
+        self.rows = RowScans(connection)
         self.rules = RuleTables(connection)
         self.sheets = SheetQueries(connection)
         self.tasks = TaskTables(connection)

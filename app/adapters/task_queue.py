@@ -7,13 +7,18 @@ import kombu.exceptions
 import redis
 from opentelemetry import propagate, trace
 
-from app.adapters.locks import Locks
+from app.adapters.locks import HINT_LIFE_S, Locks
 from app.adapters.redis_clients import unavailable_if_down
 from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, EVENTS_QUEUE, JOBS_QUEUE, RECALCULATE, REPRICE_DUE
+from app.domain.task import task_scope
 from app.errors import Unavailable
 
 MANY = 100
 """So many tasks in the queue, and nobody is taking them."""
+
+JOB_HINT_LIFE_S = 60.0
+"""A recalculation's hints wait longer than others, in seconds: with sixteen parts and two workers that take turns of a
+second, one comes round every eight."""
 
 _tracer = trace.get_tracer(__name__)
 
@@ -64,21 +69,21 @@ class TaskQueue:
         """Work off the inbox of a scope."""
         self._hint(scope, APPLY_EVENTS, [scope])
 
-    def recalculate(self, task_id: str) -> None:
-        """Go on with a recalculation."""
-        self._hint(f"task:{task_id}", RECALCULATE, [task_id])
+    def recalculate(self, task_id: str, part: int | None = None) -> None:
+        """Work on a part of a recalculation for a turn, or begin it."""
+        self._hint(task_scope(task_id, part), RECALCULATE, [task_id, part], JOB_HINT_LIFE_S)
 
     def reprice_due(self) -> None:
         """Reprice the sheets whose time is over."""
         self._hint(BOUNDARY_SCOPE, REPRICE_DUE, [])
 
-    def is_short(self) -> bool:
+    def is_short(self, queue: str = EVENTS_QUEUE) -> bool:
         """Whether workers are taking tasks: where none is there, more hints would only pile up."""
         with unavailable_if_down():
-            return int(self._client.llen(EVENTS_QUEUE)) < MANY
+            return int(self._client.llen(queue)) < MANY
 
-    def _hint(self, scope: str, name: str, arguments: Sequence[object]) -> None:
-        if self._locks.hint(scope):
+    def _hint(self, scope: str, name: str, arguments: Sequence[object], life_s: float = HINT_LIFE_S) -> None:
+        if self._locks.hint(scope, life_s):
             self._send(name, arguments)
 
     def _send(self, name: str, arguments: Sequence[object]) -> None:

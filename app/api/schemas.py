@@ -10,6 +10,7 @@ from app.domain.columns import Segment
 from app.domain.events import Event
 from app.domain.quote import MAX_ITEMS, MAX_QUANTITY
 from app.domain.rules import Id, Money, Policy, Promotion
+from app.domain.task import Task
 from app.services.quoting import QuoteRequest
 
 Amount = Annotated[float, Field(description="Money, with exactly the currency's decimals.")]
@@ -252,6 +253,11 @@ class PolicyPage(BaseModel):
 class PromotionPage(BaseModel):
     items: list[Promotion]
     next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class TaskPage(BaseModel):
+    items: list[Task]
+    next_before: str | None = Field(description="Give as `before` for the next page; null on the last.")
 
 
 class Health(BaseModel):

@@ -6,7 +6,7 @@ is finished by the service, or by the next import.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,15 +16,16 @@ from app.adapters.database import make_engine, unavailable_if_down
 from app.adapters.event_log import position_at
 from app.adapters.price_cache import PriceCache
 from app.adapters.redis_clients import make_redis
-from app.adapters.store import Store, Transaction
+from app.adapters.store import Store
 from app.bootstrap import lifetimes, now_ms
 from app.catalog.files import Part
 from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
 from app.domain.rows import RowScope
 from app.domain.sheet import PriceSheet
-from app.errors import InvalidInput
+from app.domain.task import IMPORT_CAUSE, TaskState
+from app.errors import InvalidInput, LockLost
 from app.services.ports import Clock, Held, SheetCache, Turn
-from app.services.recalculation import IMPORT, recalculate
+from app.services.recalculation import Recalculation
 from app.settings import Settings
 
 _BEGUN = "importing:"
@@ -56,19 +57,19 @@ class Importer:
         The rows are as new as the moment in which this begins, also where they come after later events.
         """
         position = position_at(self.clock())
-        store, begun, task_id = Store(self.engine), f"{_BEGUN}{name}:{position}", f"{IMPORT}{name}:{position}"
+        store, begun, task_id = Store(self.engine), f"{_BEGUN}{name}:{position}", f"{IMPORT_CAUSE}{name}:{position}"
         listener = replace(self.listener, progress=self._keeping_alive(store, begun))
         with unavailable_if_down(), self.engine.connect() as connection:
             try:
                 with connection.begin():
                     connection.execute(_ONE_AT_A_TIME)
                 with store.transaction() as tx:
-                    tx.tasks.create(begun, RowScope(), 0, None)
+                    tx.tasks.create(begun, [RowScope()], cause=f"{IMPORT_CAUSE}{name}", shared=False)
                 results = [merge_part(connection, part, position, listener) for part in parts]
                 with store.transaction() as tx:
-                    for task in {begun, *_unfinished(tx, (_BEGUN,))}:  # those before us are dead: we hold the lock
-                        tx.tasks.finish(task)
-                    tx.tasks.create(task_id, RowScope(), tx.catalog.count(RowScope()), None)
+                    for task in tx.tasks.unfinished(_BEGUN):  # those before us are dead: we hold the lock
+                        tx.tasks.end(task, TaskState.SUCCEEDED)
+                    tx.tasks.create(task_id, [RowScope()], cause=f"{IMPORT_CAUSE}{name}", shared=False)
                 return ImportResult(results, self._reprice(store, task_id))
             finally:
                 connection.invalidate()  # closed, not pooled: the lock and the staging table are its own
@@ -76,7 +77,8 @@ class Importer:
     def is_filled(self) -> bool:
         """Whether there are products, and no import that was cut short."""
         with Store(self.engine).transaction() as tx:
-            return tx.catalog.has_products() and not _unfinished(tx, (_BEGUN, IMPORT))
+            unfinished = tx.tasks.unfinished(_BEGUN) or tx.tasks.unfinished(IMPORT_CAUSE)
+            return tx.catalog.has_products() and not unfinished
 
     def _keeping_alive(self, store: Store, task_id: str) -> Progress:
         """The listener's progress, that also shows from time to time that this task is not abandoned."""
@@ -88,18 +90,18 @@ class Importer:
             if self.clock() - touched > _ALIVE_MS:
                 touched = self.clock()
                 with store.transaction() as tx:
-                    tx.tasks.advance(task_id, 0, 0, (0, 0))
+                    tx.tasks.touch(task_id)
 
         return progress
 
     def _reprice(self, store: Store, task_id: str) -> int:
         """Also finishes what earlier imports left: rows that they stored, but perhaps did not bring to the cache."""
         with store.transaction() as tx:
-            unfinished = _unfinished(tx, (IMPORT,))
+            unfinished = tx.tasks.unfinished(IMPORT_CAUSE)
             total = tx.catalog.count(RowScope())
         done = 0
 
-        def on_batch(rows: int) -> None:
+        def on_batch(rows: int, _: int) -> None:
             nonlocal done
             done += rows
             self.listener.progress("prices", min(done, total), total)
@@ -111,15 +113,21 @@ class Importer:
             finished = tx.tasks.get(task_id)
         return finished.changed if finished else 0
 
-    def _finish(self, store: Store, task_id: str, on_batch: Callable[[int], None]) -> None:
-        recalculate(
-            task_id, BATCH, store=store, cache=self.cache, locks=_NoLocks(), clock=self.clock, on_batch=on_batch
-        )
+    def _finish(self, store: Store, task_id: str, on_batch: Callable[[int, int], None]) -> None:
+        """In one part; where a worker has taken a dead import's task over, it is taken back."""
+        work = Recalculation(
+            store=store, cache=self.cache, locks=_NoLocks(self.clock), queue=_NoQueue(), clock=self.clock,
+            batch_rows=BATCH, part_rows=2**31, max_attempts=2**31, on_batch=on_batch,
+        )  # fmt: skip
+        work.work_on(task_id, None)
+        while parts := self._open_parts(store, task_id):
+            for part in parts:
+                with suppress(LockLost):
+                    work.work_on(task_id, part)
 
-
-def _unfinished(tx: Transaction, prefixes: tuple[str, ...]) -> list[str]:
-    """Tasks of imports that died, or are still running; the oldest first."""
-    return [task for task in tx.tasks.abandoned(0, 1000) if task.startswith(prefixes)]
+    def _open_parts(self, store: Store, task_id: str) -> list[int]:
+        with store.transaction() as tx:
+            return tx.parts.open(task_id)
 
 
 @contextmanager
@@ -147,20 +155,31 @@ class _NoCache:
         pass
 
 
+@dataclass(frozen=True, slots=True)
 class _NoLocks:
-    """Ours is the database's, for the whole import."""
+    """Ours is the database's, for the whole import; a token is as high as a worker's at the same time."""
+
+    clock: Clock
+
+    def idle(self, scopes: Sequence[str]) -> list[str]:
+        return []
 
     def in_rounds(self, scope: str, work: Callable[[Held], bool], turn_s: float) -> Turn:
-        while work(_Alone(scope)):
-            pass
+        work(_Alone(scope, self.clock() * 1000))
         return Turn.DONE
 
 
+@dataclass(slots=True)
 class _Alone:
-    token = 0
-
-    def __init__(self, scope: str) -> None:
-        self.scope = scope
+    scope: str
+    token: int
 
     def check(self) -> None:
+        pass
+
+
+class _NoQueue:
+    """The next turn is ours too."""
+
+    def recalculate(self, task_id: str, part: int | None = None) -> None:
         pass

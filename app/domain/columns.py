@@ -16,6 +16,12 @@ NEVER = 2**62
 
 Table = NDArray[np.void]
 Column = NDArray[np.int64]
+RowKey = tuple[int, int]
+"""(product key, location key): one record of `ROW_KEYS`."""
+
+BEFORE_ALL: RowKey = (0, 0)
+AFTER_ALL: RowKey = (2**31 - 1, 2**31 - 1)
+"""Keys before and after those of every row."""
 
 
 class PolicyKind(IntEnum):

@@ -41,6 +41,15 @@ class Subjects(NamedTuple):
         return RowScope(product_key, category_key, None, location_key, currency)
 
 
+class SignalChange(NamedTuple):
+    """What an event sets of many rows: a signal, or `LIST_PRICE`, to a value (minor units, basis points or a
+    quantity), at a position that is the event's place in the stream."""
+
+    signal: str
+    value: int
+    position: int
+
+
 class StoredInputs(NamedTuple):
     """A batch's inputs, and the version and digest (0 where there is none yet) of its stored sheets."""
 

@@ -18,7 +18,7 @@ from app.domain.events import (
     StockData,
 )
 from app.domain.money import SCALE, Currency, to_minor
-from app.domain.rows import LIST_PRICE, RowScope, Subjects
+from app.domain.rows import LIST_PRICE, RowScope, SignalChange, Subjects
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import PriceSheet
 from app.errors import InvalidInput, NotFound, within
@@ -62,12 +62,13 @@ class Applied(NamedTuple):
 
 
 class _SignalChange(NamedTuple):
-    """What one event sets: one signal, of these rows (dtype `ROW_KEYS`), to one value."""
+    """What one event sets: one signal, of these rows (dtype `ROW_KEYS`; None: of more than `DIRECT_ROWS`), to one
+    value."""
 
     item: Positioned
     signal: str
     scope: RowScope
-    keys: Table
+    keys: Table | None
     value: int
 
 
@@ -154,15 +155,21 @@ def _signal_change(tx: Transaction, item: Positioned, subjects: Subjects) -> _Si
     event, data = item.event, item.event.typed_data()
     currency = data.currency if isinstance(data, MoneyData) and event.location == "*" else None
     scope = subjects.scope(event.subject, event.location, currency)
+    keys: Table | None
     if scope.product_key is not None and scope.location_key is not None:
         # It may be new: that is how a price is first set.
         keys = np.array([(scope.product_key, scope.location_key)], ROW_KEYS)
         currencies = {subjects.locations[event.location][1]}
     else:
-        keys = tx.catalog.keys(scope, limit=2**31)
-        known = tx.catalog.currencies() if isinstance(data, MoneyData) else {}
-        currencies = {known[key] for key in set(keys["location_key"].tolist())} if known else set()
+        keys = _few(tx, scope)
+        currencies = tx.rows.currencies(scope) if isinstance(data, MoneyData) else set()
     return _SignalChange(item, _SIGNALS[event.type], scope, keys, _signal_value(data, currencies))
+
+
+def _few(tx: Transaction, scope: RowScope) -> Table | None:
+    """The keys of a scope's rows; None where it has more than `DIRECT_ROWS`."""
+    keys = tx.catalog.keys(scope, DIRECT_ROWS + 1)
+    return keys if len(keys) <= DIRECT_ROWS else None
 
 
 def _signal_value(data: object, currencies: set[Currency]) -> int:
@@ -180,18 +187,19 @@ def _signal_value(data: object, currencies: set[Currency]) -> int:
 
 
 def _set_signals(tx: Transaction, changes: Sequence[_SignalChange], effects: _Effects) -> None:
-    """Of several that set the same, the last in the stream."""
+    """Of several that set the same, the last in the stream. What is wide is set by a task, batch by batch."""
     rows: dict[str, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
     for change in changes:
-        for key in change.keys.tolist():
+        for key in () if change.keys is None else change.keys.tolist():
             rows[change.signal][key] = (change.value, change.item.position)
     # All of them, in key order, before any is written: in the order of the stream, batches would deadlock.
-    tx.prices.lock(union(change.keys for change in changes))
+    tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
     for signal in sorted(rows):
         tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
     for change in changes:
-        if len(change.keys) > DIRECT_ROWS:
-            _recalculate(tx, change.item.event, [change.scope], effects)
+        if change.keys is None:
+            signal_change = SignalChange(change.signal, change.value, change.item.position)
+            _recalculate(tx, change.item.event, [change.scope], effects, signal_change)
         else:
             effects.concern(change.item.event, change.keys)
 
@@ -200,11 +208,13 @@ def _change_rules(tx: Transaction, item: Positioned, effects: _Effects) -> None:
     """Write what a rule's event, or a recalculation's, says. Raises `InvalidInput`."""
     scopes = _changed_scopes(tx, item)
     tx.events.note_scopes(item.event.id, scopes)
-    if item.event.type is EventType.RECALCULATE or sum(map(tx.catalog.count, scopes)) > DIRECT_ROWS:
+    found = [] if item.event.type is EventType.RECALCULATE else [_few(tx, scope) for scope in scopes]
+    few = [keys for keys in found if keys is not None]
+    if len(few) < len(scopes) or sum(map(len, few)) > DIRECT_ROWS:
         _recalculate(tx, item.event, scopes, effects)
         return
-    for scope in scopes:
-        effects.concern(item.event, tx.catalog.keys(scope, DIRECT_ROWS))
+    for keys in few:
+        effects.concern(item.event, keys)
 
 
 def _repeat(tx: Transaction, items: Sequence[Positioned], effects: _Effects) -> None:
@@ -214,17 +224,17 @@ def _repeat(tx: Transaction, items: Sequence[Positioned], effects: _Effects) -> 
         narrow = [scope for scope in scopes if scope.product_key is not None and scope.location_key is not None]
         if len(narrow) == len(scopes):
             effects.again.append(np.array([(scope.product_key, scope.location_key) for scope in narrow], ROW_KEYS))
-        elif tx.tasks.get(event_id) is not None:
+        elif tx.tasks.exists(event_id):
             effects.tasks.append(event_id)
         else:
             effects.again += [tx.catalog.keys(scope, DIRECT_ROWS) for scope in scopes]
 
 
-def _recalculate(tx: Transaction, event: Event, scopes: Sequence[RowScope], effects: _Effects) -> None:
-    for n, scope in enumerate(scopes):
-        task_id = event.id if n == 0 else f"{event.id}:{n + 1}"
-        tx.tasks.create(task_id, scope, tx.catalog.count(scope), event.traceparent)
-        effects.tasks.append(task_id)
+def _recalculate(
+    tx: Transaction, event: Event, scopes: Sequence[RowScope], effects: _Effects, signal: SignalChange | None = None
+) -> None:
+    tx.tasks.create(event.id, scopes, cause=_cause([event.id]), traceparent=event.traceparent, signal=signal)
+    effects.tasks.append(event.id)
 
 
 def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[PriceSheet]:

@@ -1,69 +1,185 @@
-"""Repricing many rows: in batches of key order, each its own transaction, resumable after any death."""
+"""Repricing many rows: parts of the key range, each worked on in turns and in batches, resumable after any death.
+
+A task begins once (`begin`), and is then divided into parts. A part is one worker's for a turn of
+about a second, under the part's lock; then it queues its next turn, so that a worker can do other things in between.
+Each batch is a transaction of its own.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass
 
-from app.services.ports import Clock, Held, Locks, SheetCache, Store, Turn
+from app.domain.columns import RowKey, Table
+from app.domain.sheet import PriceSheet
+from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
+from app.errors import PricingError
+from app.services.ports import Clock, Held, Locks, SheetCache, Store, TaskQueue, Transaction, Turn
 from app.services.repricing import out_of_date, reprice, row_keys
 
-IMPORT = "import:"
-"""What the ids of tasks that imports start begin with: import:<name>:<position>."""
+TURN_MS = 1_000
+"""How long one turn works before it queues the next, in ms."""
 
-TURN_S = 60.0
-"""How long one turn works before it queues the next: well below the task's time limit."""
+ABANDONED_S = 5.0
+"""Work that has no lock and no hint, and has not moved for that long, is hinted again, in seconds."""
+
+ABANDONED_IMPORT_S = 120.0
+
+MOST_HINTED = 1_000
+"""At a time."""
+
+SAMPLE = 8
+"""Keys that are looked at for each part that a task may be divided into: the parts' sizes differ by less."""
 
 
-class _Batch(NamedTuple):
-    """A batch that is stored and cached, but not yet noted in its task."""
+MOST_TEXT = 500
 
-    done: int
-    changed: int
-    last: tuple[int, int]
+Hint = tuple[str, int | None]
+"""A task and one of its parts, or None for its beginning."""
 
 
-def recalculate(
-    task_id: str,
-    batch_size: int,
-    *,
-    store: Store,
-    cache: SheetCache,
-    locks: Locks,
-    clock: Clock,
-    on_batch: Callable[[int], None] = lambda rows: None,
-) -> Turn:
-    """Work on a task for a turn. `on_batch` is told of every batch how many rows it looked at.
+@dataclass(frozen=True, slots=True)
+class Recalculation:
+    """Works on tasks. `batch_rows` is how many rows one transaction looks at, `part_rows` how many a part has at
+    least, about, where there are that many; `max_attempts` how many turns in a row may fail or die before a part is
+    given up. `on_batch` is told of every batch how many rows it looked at, and how many changed."""
 
-    A batch is noted as done in the transaction of the next one, when it is in the cache too. So a run that
-    takes over from a dead one repeats the last batch, and writes all of it to the cache: what the dead one
-    stored, but perhaps did not cache, is then not a change any more.
+    store: Store
+    cache: SheetCache
+    locks: Locks
+    queue: TaskQueue
+    clock: Clock
+    batch_rows: int
+    part_rows: int
+    max_attempts: int
+    on_batch: Callable[[int, int], None] = lambda rows, changed: None
+
+    def work_on(self, task_id: str, part: int | None) -> None:
+        """Work on a part for a turn, and queue its next one, or what waits for the task's end; without a part, begin
+        the task, unless the same work is running, and queue its parts. What has ended, or is not there, is left alone.
+
+        Raises `LockLost` and `Unavailable`: what is not noted is then repeated by the next turn. So is what fails,
+        until it has failed too often.
+        """
+        after: list[Hint] = []
+
+        def work(held: Held) -> bool:
+            after[:] = self._begin(task_id) if part is None else _PartTurn(self, task_id, part, held).run()
+            return False
+
+        if self.locks.in_rounds(task_scope(task_id, part), work, turn_s=0) is Turn.UNFINISHED:
+            after.append((task_id, part))  # somebody has asked meanwhile
+        for hint in after:
+            self.queue.recalculate(*hint)
+
+    def _begin(self, task_id: str) -> list[Hint]:
+        with self.store.transaction() as tx:
+            scopes = tx.tasks.begin(task_id)
+        with self.store.transaction() as tx:
+            if scopes is not None:
+                sample, total = tx.rows.every_nth(max(1, self.part_rows // SAMPLE), scopes)
+                tx.tasks.divide(task_id, total, slices(sample, total, self.part_rows))
+            return [(task_id, part) for part in tx.parts.open(task_id)]
+
+
+def hint_abandoned(store: Store, locks: Locks, queue: TaskQueue) -> None:
+    """Hint what nobody works on and no hint is queued for: a process died, or a hint was lost. Raises
+    `Unavailable`."""
+    with store.transaction() as tx:
+        left: list[Hint] = [*tx.parts.abandoned(ABANDONED_S, ABANDONED_IMPORT_S, MOST_HINTED)]
+        left += [(task_id, None) for task_id in tx.tasks.abandoned(ABANDONED_S, ABANDONED_IMPORT_S, MOST_HINTED)]
+    scopes = {task_scope(*hint): hint for hint in left}
+    for scope in locks.idle(list(scopes)):
+        queue.recalculate(*scopes[scope])
+
+
+class _PartTurn:
+    """One turn at one part.
+
+    A batch is noted as done in the transaction of the next one, when it is in the cache too. So a turn that follows
+    one that did not end orderly repeats its last batch, and writes all of it to the cache: what that one stored, but
+    perhaps did not cache, is then not a change any more.
     """
-    finished: _Batch | None = None
 
-    def batch(held: Held) -> bool:
-        nonlocal finished
-        with store.transaction() as tx:
-            tx.events.check_fence(held.scope, held.token)
-            task = tx.tasks.hold(task_id)
-            if task is None:
-                return False
-            _, scope, last = task
-            if finished is not None:
-                tx.tasks.advance(task_id, *finished)
-                last = finished.last
-            stored = tx.prices.inputs_after(last, batch_size, scope)
-            if not len(stored.inputs):
-                tx.tasks.finish(task_id)
-                return False
-            keys = row_keys(stored.inputs)
-            new = reprice(tx, out_of_date(tx, stored, clock()), clock, _cause(task_id))
-            repeat = tx.prices.current(keys) if finished is None else new
-        cache.put(repeat)
-        finished = _Batch(len(keys), len(new), keys[-1].item())
-        on_batch(finished.done)
-        return True
+    def __init__(self, service: Recalculation, task_id: str, part: int, held: Held) -> None:
+        self._service, self._store = service, service.store
+        self._task_id, self._part, self._held, self._token = task_id, part, held, held.token
+        self._attempts = 0
 
-    return locks.in_rounds(f"task:{task_id}", batch, TURN_S)
+    def run(self) -> list[Hint]:
+        """What is to be hinted next. Raises what the work raises, once it is noted."""
+        with self._store.transaction() as tx:
+            turn = tx.parts.begin_turn(self._task_id, self._part, self._token)
+            if turn is None:
+                return []
+            self._attempts = turn.attempts
+            if self._attempts > self._service.max_attempts:
+                return self._end(tx, TaskState.FAILED, turn.error or "every process that worked on it died")
+        try:
+            return self._work(turn)
+        except (PricingError, ConnectionError, TimeoutError):
+            with suppress(PricingError), self._store.transaction() as tx:
+                tx.parts.excuse(self._task_id, self._part, self._token)
+            raise
+        except Exception as error:
+            for hint in self._failed(error):
+                self._service.queue.recalculate(*hint)
+            raise
 
+    def _work(self, turn: Assignment) -> list[Hint]:
+        started = self._service.clock()
+        cached: Batch | None = None
+        while True:
+            self._held.check()
+            with self._store.transaction() as tx:
+                if not tx.parts.hold(self._task_id, self._part, self._token):
+                    return []
+                if cached is not None:
+                    tx.parts.advance(self._task_id, self._part, cached)
+                    if cached.ended:
+                        return self._end(tx, TaskState.SUCCEEDED)
+                    if self._service.clock() - started >= TURN_MS:
+                        tx.parts.rest(self._task_id, self._part)
+                        return [(self._task_id, self._part)]
+                keys, new = self._reprice(tx, turn, turn.after if cached is None else cached.last)
+                if not len(keys):
+                    return self._end(tx, TaskState.SUCCEEDED)
+                repeated = tx.prices.current(keys) if turn.repeat and cached is None else new
+            self._attempts = 1 if cached else self._attempts
+            self._service.cache.put(repeated)
+            cached = Batch(len(keys), len(new), keys[-1].item(), ended=len(keys) < self._service.batch_rows)
+            self._service.on_batch(cached.done, cached.changed)
 
-def _cause(task_id: str) -> str:
-    return task_id.rpartition(":")[0] if task_id.startswith(IMPORT) else f"event:{task_id}"
+    def _reprice(self, tx: Transaction, turn: Assignment, after: RowKey) -> tuple[Table, list[PriceSheet]]:
+        """The keys of the next batch, and its new sheets."""
+        limit, clock = self._service.batch_rows, self._service.clock
+        if turn.signal is None:
+            stored = tx.prices.inputs_between(after, turn.until, limit, turn.scopes)
+            return row_keys(stored.inputs), reprice(tx, out_of_date(tx, stored, clock()), clock, turn.cause)
+        keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
+        if len(keys):
+            tx.prices.lock(keys)
+            tx.rows.set_signal(turn.signal, keys)
+        return keys, reprice(tx, keys, clock, turn.cause)
+
+    def _failed(self, error: Exception) -> list[Hint]:
+        """Note an error; the part is given up with its last attempt."""
+        text = str(getattr(error, "orig", None) or error).partition("\n")[0][:MOST_TEXT] or type(error).__name__
+        with self._store.transaction() as tx:
+            if not tx.parts.hold(self._task_id, self._part, self._token):
+                return []
+            if self._attempts >= self._service.max_attempts:
+                return self._end(tx, TaskState.FAILED, text)
+            tx.parts.note_error(self._task_id, self._part, text)
+        return []
+
+    def _end(self, tx: Transaction, state: TaskState, error: str | None = None) -> list[Hint]:
+        """End the part, and with the last one the task; then what has waited for that is next. Parts that end at once
+        see each other, because the task is held before they look."""
+        tx.parts.end(self._task_id, self._part, state, error)
+        held = tx.tasks.hold(self._task_id)
+        outcome = tx.parts.outcome(self._task_id)
+        if held is None or held[0] != TaskState.RUNNING or outcome is TaskState.RUNNING:
+            return []
+        tx.tasks.end(self._task_id, outcome)
+        waiting = tx.tasks.successor(self._task_id)
+        return [] if waiting is None else [(waiting, None)]

@@ -16,13 +16,10 @@ from app.bootstrap import now_ms
 from app.domain.columns import Table
 from app.domain.events import Event, EventType
 from app.domain.money import SCALE
-from app.domain.rows import RowScope
 from app.domain.rules import Policy, PolicyKindName
 from app.domain.sheet import PriceSheet
-from app.domain.task import TaskState
 from app.services.applying import Applied, Positioned, apply_events
 from app.services.ports import Turn
-from app.services.recalculation import recalculate
 from app.services.repricing import out_of_date, reprice
 from tests.support.waiting import eventually
 
@@ -53,7 +50,7 @@ class Queued:
     def __init__(self) -> None:
         self.tasks: list[str] = []
 
-    def recalculate(self, task_id: str) -> None:
+    def recalculate(self, task_id: str, part: int | None = None) -> None:
         self.tasks.append(task_id)
 
 
@@ -232,37 +229,6 @@ def test_a_refused_event_is_not_processed_and_is_refused_again(store: Store, app
         assert applied.new == 1 - n
     with store.transaction() as tx:
         assert (tx.events.processed("good"), tx.events.processed("bad")) == (True, False)
-
-
-def test_a_recalculation_that_died_is_resumed_and_caches_what_the_dead_one_did_not(
-    store: Store, valkey: redis.Redis
-) -> None:
-    with store.transaction() as tx:
-        tx.tasks.create("t", RowScope(), 4, None)
-
-    class Dies(Written):
-        def put(self, sheets: Iterable[PriceSheet]) -> None:
-            if len(self.sheets) == 1:
-                raise KeyboardInterrupt
-            super().put(sheets)
-
-    def run(cache: Written) -> Turn:
-        return recalculate("t", 1, store=store, cache=cache, locks=Locks(valkey, 30), clock=now_ms)
-
-    dead, alive = Dies(), Written()
-    with pytest.raises(KeyboardInterrupt):
-        run(dead)
-    assert run(alive) is Turn.DONE
-    assert {(sheet.product_id, sheet.location) for sheet in (*dead.sheets, *alive.sheets)} == {
-        (product, location) for product in ("P-1", "P-2") for location in ("NY", "TYO")
-    }
-    with store.transaction() as tx:
-        task = tx.tasks.get("t")
-    assert task is not None
-    assert (task.state, task.done, task.total) == (TaskState.SUCCEEDED, 4, 4)
-    for product, location in (("P-1", "NY"), ("P-2", "TYO")):
-        assert history(store, product, location) == [(1, 1000, "event:t")]
-    assert run(Written()) is Turn.DONE, "a finished task has nothing left to do"
 
 
 def promotion_event(event_id: str, **data: object) -> Event:
