@@ -1,8 +1,9 @@
 """PostgreSQL: the engine, migrations, whole columns in and out, and what its errors mean."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,51 @@ def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str
     for name, column in zip(names, columns, strict=True):
         table[name] = column["value"]
     return table
+
+
+def read_lists(
+    connection: sa.Connection, select: str, parameters: Mapping[str, Any], columns: Sequence[str]
+) -> list[list[Any]]:
+    """The columns of a query of any types, each as one list: less work than a tuple per row."""
+    aggregates = ", ".join(f"coalesce(array_agg({name}), '{{}}')" for name in columns)
+    cursor = _cursor(connection)
+    cursor.execute(f"SELECT {aggregates} FROM ({select}) rows ({', '.join(columns)})", parameters, binary=True)
+    found = cursor.fetchone()
+    assert found is not None
+    return list(found)
+
+
+def write_columns(connection: sa.Connection, table: str, fixed: Table, varying: Mapping[str, Sequence[bytes]]) -> None:
+    """COPY columns into a table. The fields of `fixed` are in PostgreSQL's own binary formats, `varying` are columns of
+    bytes or of text as UTF-8; none is null."""
+    names = [*(fixed.dtype.names or ()), *varying]
+    head = np.empty(len(fixed), _copied([fixed.dtype[name] for name in fixed.dtype.names or ()]))
+    head["fields"] = len(names)
+    for nth, name in enumerate(fixed.dtype.names or ()):
+        head[f"length {nth}"], head[f"value {nth}"] = fixed.dtype[name].itemsize, fixed[name]
+    pieces: list[Iterable[bytes]] = [_cut(head)]
+    for values in varying.values():
+        pieces += [_cut(np.array(list(map(len, values)), ">i4")), values]
+    rows = chain.from_iterable(zip(*pieces, strict=True))
+    with _cursor(connection).copy(f"COPY {table} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.write(b"".join([_COPY_HEADER, *rows, _COPY_END]))
+
+
+# https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS: signature, flags, length of extensions.
+# A row is its number of fields (int2), then per field its length (int4) and its value.
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_END = b"\xff\xff"
+
+
+def _copied(types: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    fields = [((f"length {nth}", ">i4"), (f"value {nth}", type_)) for nth, type_ in enumerate(types)]
+    return np.dtype([("fields", ">i2"), *chain.from_iterable(fields)])
+
+
+def _cut(records: np.ndarray[Any, Any]) -> list[bytes]:
+    """Each record's own bytes."""
+    size, data = records.dtype.itemsize, records.tobytes()
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 def write_rows(connection: sa.Connection, table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:

@@ -20,7 +20,7 @@ import redis.asyncio
 from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down, unavailable_if_refused
-from app.domain.sheet import PriceSheet, encode_sheet
+from app.domain.sheet import EncodedSheet
 from app.observability.tracing import step
 from app.services.slots import UNKNOWN, Leased, Name, Slot
 
@@ -195,14 +195,12 @@ class PriceCache:
         self._lifetimes = lifetimes
         self._store = client.register_script(_STORE)
 
-    def put(self, sheets: Iterable[PriceSheet]) -> None:
+    def put(self, sheets: Iterable[EncodedSheet]) -> None:
         """Store each, unless something newer is there, take away its lease, and tell the near caches."""
         now = int(time.time() * 1000)
         with _put_step(), unavailable_if_down("cache"):
             for chunk in _chunks(list(sheets)):
-                slots = [
-                    self._lifetimes.slot(sheet.version, sheet.valid_until, encode_sheet(sheet), now) for sheet in chunk
-                ]
+                slots = [self._lifetimes.slot(sheet.version, sheet.valid_until, sheet.payload, now) for sheet in chunk]
                 self._store(
                     keys=[slot_key((sheet.product_id, sheet.location)) for sheet in chunk],
                     args=[self._lifetimes.stay_ms, *map(_encode, slots)],
@@ -228,7 +226,7 @@ class PriceCache:
             self._client.ping()
 
 
-def _chunks(sheets: Sequence[PriceSheet]) -> Iterator[Sequence[PriceSheet]]:
+def _chunks(sheets: Sequence[EncodedSheet]) -> Iterator[Sequence[EncodedSheet]]:
     for start in range(0, len(sheets), _CHUNK):
         yield sheets[start : start + _CHUNK]
 

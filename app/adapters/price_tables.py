@@ -6,15 +6,25 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from app.adapters.database import read_columns, write_rows
+from app.adapters.database import read_columns, read_lists, write_columns
 from app.adapters.row_scans import rows_between
 from app.domain.columns import NEVER, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
-from app.domain.money import currency, unscale
-from app.domain.quote import instant
+from app.domain.money import currency
 from app.domain.rows import RowScope, StoredInputs
-from app.domain.sheet import Label, Labels, PriceSheet, decode_sheet, encode_sheet
+from app.domain.sheet import EncodedSheet, Label, Labels
 
 _STORED = np.dtype([*PRICE_INPUTS.descr, ("version", np.int64), ("digest", np.int64)])
+
+_HISTORY = np.dtype(
+    [("product_key", ">i4"), ("location_key", ">i4")]
+    + [
+        (name, ">i8")
+        for name in ("version", "computed_at", "list_price", "base_price", "everyone_price", "member_price")
+    ]
+)
+
+_EPOCH_MS = 946_684_800_000
+"""PostgreSQL's timestamps are microseconds since 2000."""
 
 _INPUTS = """
     SELECT lp.product_key::int8, coalesce(p.category_key, -1)::int8, coalesce(p.department_key, -1)::int8,
@@ -28,10 +38,36 @@ _INPUTS = """
     LEFT JOIN price_sheets ps USING (product_key, location_key)
 """
 
-_THESE = (
-    "JOIN unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)"
-    " USING (product_key, location_key)"
-)
+# Row by row: a planner that sees many keys would rather read whole tables.
+_OF_THESE = """
+    SELECT k.product_key::int8, coalesce(p.category_key, -1)::int8, coalesce(p.department_key, -1)::int8,
+           k.location_key::int8, l.currency_number::int8, lp.amount, coalesce(s.cost, -1),
+           coalesce(s.competitor_price, -1), coalesce(s.demand_bp, -1), coalesce(s.stock, -1),
+           coalesce(ps.version, 0), coalesce(ps.digest, 0)
+    FROM unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)
+    CROSS JOIN LATERAL (
+        SELECT amount FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
+    ) lp
+    CROSS JOIN LATERAL (
+        SELECT category_key, department_key FROM products WHERE product_key = k.product_key OFFSET 0
+    ) p
+    JOIN locations l USING (location_key)
+    LEFT JOIN LATERAL (
+        SELECT cost, competitor_price, demand_bp, stock FROM signals
+        WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
+    ) s ON true
+    LEFT JOIN LATERAL (
+        SELECT version, digest FROM price_sheets
+        WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
+    ) ps ON true
+"""
+
+_LOCK_THESE = """
+    SELECT FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[])) AS k (product_key, location_key)
+    CROSS JOIN LATERAL (
+        SELECT FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) FOR NO KEY UPDATE
+    ) lp
+"""
 
 
 class PriceTables:
@@ -41,18 +77,11 @@ class PriceTables:
     def lock(self, keys: Table) -> None:
         """Hold these rows until the transaction ends. Whoever reprices a row holds its list price, and reads
         its inputs only then: the last one to hold it has seen everything that was committed before."""
-        self._connection.execute(
-            sa.text(
-                "SELECT FROM list_prices JOIN unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]))"
-                " AS k (product_key, location_key) USING (product_key, location_key)"
-                " ORDER BY product_key, location_key FOR NO KEY UPDATE OF list_prices"
-            ),
-            _key_parameters(keys),
-        )
+        self._connection.execute(sa.text(_LOCK_THESE), _key_parameters(np.sort(keys)))
 
     def inputs(self, keys: Table) -> StoredInputs:
         """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-        return self._read(f"{_INPUTS} {_THESE}", _key_parameters(keys))
+        return self._read(_OF_THESE, _key_parameters(keys))
 
     def inputs_between(self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope]) -> StoredInputs:
         """The first `limit` rows of any scope with after < key <= until, in key order."""
@@ -62,17 +91,20 @@ class PriceTables:
             parameters | {"limit": limit},
         )
 
-    def current(self, keys: Table) -> list[PriceSheet]:
+    def current(self, keys: Table) -> list[EncodedSheet]:
         """The stored sheets of those of `keys` that have one, in no particular order."""
         rows = self._connection.execute(
             sa.text(
-                "SELECT h.sheet FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]))"
+                "SELECT product_key, location_key, product_id, location, version,"
+                " (extract(epoch FROM valid_until) * 1000)::int8, h.sheet"
+                " FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]))"
                 " AS k (product_key, location_key) JOIN price_sheets USING (product_key, location_key)"
                 " JOIN price_history h USING (product_key, location_key, version)"
+                " JOIN products USING (product_key) JOIN locations USING (location_key)"
             ),
             _key_parameters(keys),
         )
-        return [decode_sheet(sheet) for sheet in rows.scalars()]
+        return [EncodedSheet(*row) for row in rows]
 
     def _read(self, select: str, parameters: dict[str, Any]) -> StoredInputs:
         stored = read_columns(self._connection, select, parameters, _STORED)
@@ -102,24 +134,26 @@ class PriceTables:
         """The public names of these keys, and of all locations."""
         locations = self._connection.execute(sa.text("SELECT location_key, location, currency FROM locations"))
         return Labels(
-            products=dict(self._named("SELECT product_key, product_id FROM products WHERE product_key", products)),
+            products=dict(zip(*self._named("products", ("product_key", "product_id"), products), strict=True)),
             locations={key: (location, currency(code)) for key, location, code in locations},
-            policies=self._labelled("SELECT policy_key, policy_id, name FROM policies WHERE policy_key", policies),
-            promotions=self._labelled(
-                "SELECT promotion_key, promotion_id, name FROM promotions WHERE promotion_key", promotions
-            ),
+            policies=self._labelled("policies", ("policy_key", "policy_id", "name"), policies),
+            promotions=self._labelled("promotions", ("promotion_key", "promotion_id", "name"), promotions),
         )
 
-    def _named(self, select: str, keys: Column) -> Sequence[Any]:
+    def _labelled(self, table: str, columns: tuple[str, str, str], keys: Column) -> dict[int, Label]:
+        found, ids, names = self._named(table, columns, keys)
+        return dict(zip(found, map(Label, ids, names), strict=True))
+
+    def _named(self, table: str, columns: tuple[str, ...], keys: Column) -> list[list[Any]]:
+        """These columns of a table, of the rows whose first column is among `keys`."""
         if not len(keys):
-            return []
-        return self._connection.execute(sa.text(f"{select} = ANY(:keys)"), {"keys": np.unique(keys)}).all()
+            return [[] for _ in columns]
+        select = f"SELECT {', '.join(columns)} FROM {table} WHERE {columns[0]} = ANY(%(keys)s::int4[])"
+        return read_lists(self._connection, select, {"keys": np.unique(keys)}, columns)
 
-    def _labelled(self, select: str, keys: Column) -> dict[int, Label]:
-        return {key: Label(id_, name) for key, id_, name in self._named(select, keys)}
-
-    def store(self, keys: Table, digests: Column, sheets: Sequence[PriceSheet], causes: Sequence[str]) -> None:
-        """Make these the current sheets, and history. The rows are locked; all four run along."""
+    def store(self, new: Table, payloads: Sequence[bytes], causes: str | Sequence[str]) -> None:
+        """Make these sheets (dtype `NEW_SHEETS`, as JSON in `payloads`) the current ones, and history; the cause is one
+        for all, or one each. The rows are locked."""
         self._connection.execute(
             sa.text(
                 "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
@@ -130,38 +164,25 @@ class PriceTables:
                 " ON CONFLICT (product_key, location_key) DO UPDATE"
                 " SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until"
             ),
-            _key_parameters(keys)
+            _key_parameters(new)
             | {
-                "versions": np.array([sheet.version for sheet in sheets], np.int64),
-                "digests": digests,
-                "valid_until": np.array([sheet.valid_until or NEVER for sheet in sheets], np.int64),
+                "versions": new["version"],
+                "digests": new["digest"],
+                "valid_until": new["valid_until"],
                 "never": NEVER,
             },
         )
-        write_rows(
-            self._connection,
-            "price_history",
-            {
-                "product_key": "int4", "location_key": "int4", "version": "int8", "computed_at": "timestamptz",
-                "list_price": "int8", "base_price": "int8", "everyone_price": "int8", "member_price": "int8",
-                "cause": "text", "sheet": "bytea",
-            },
-            list(map(_history_row, keys.tolist(), sheets, causes)),
-        )  # fmt: skip
+        said = [causes.encode()] * len(new) if isinstance(causes, str) else [cause.encode() for cause in causes]
+        write_columns(self._connection, "price_history", _history(new), {"cause": said, "sheet": payloads})
 
 
-def _history_row(key: tuple[int, int], sheet: PriceSheet, cause: str) -> tuple[Any, ...]:
-    return (
-        *key,
-        sheet.version,
-        instant(sheet.computed_at),
-        unscale(sheet.list_price),
-        unscale(sheet.base_price),
-        unscale(sheet.everyone.tiers[0].final),
-        unscale(sheet.member.tiers[0].final),
-        cause,
-        encode_sheet(sheet),
-    )
+def _history(new: Table) -> Table:
+    """The columns of `price_history` that have a fixed width, as PostgreSQL stores them."""
+    rows = np.empty(len(new), _HISTORY)
+    for name in _HISTORY.names or ():
+        rows[name] = new[name]
+    rows["computed_at"] = (new["computed_at"] - _EPOCH_MS) * 1000
+    return rows
 
 
 def _key_parameters(keys: Table) -> dict[str, Any]:

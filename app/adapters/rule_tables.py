@@ -58,7 +58,7 @@ _POLICIES = f"""
     SELECT policy_key::int8, {_SCOPE}, kind::int8, rate_bp::int8, amount, threshold,
            coalesce(min_margin_bp, -1)::int8, coalesce(floor, -1), coalesce(ceiling, -1),
            coalesce(max_change_bp, -1)::int8, rounding_increment, rounding_ending,
-           line_rounding::int4::int8, position
+           line_rounding::int4::int8, hashtextextended(name, 0)
     FROM policies {_CURRENCY_NUMBERS} WHERE {_CONCERNS} ORDER BY policy_key
 """
 
@@ -70,7 +70,7 @@ _TIERS = f"""
 _PROMOTIONS = f"""
     SELECT promotion_key::int8, {_SCOPE}, kind::int8, value, segment::int8, stackable::int4::int8,
            priority::int8, coalesce((extract(epoch FROM starts_at) * 1000)::int8, 0),
-           coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), position
+           coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), hashtextextended(name, 0)
     FROM promotions {_CURRENCY_NUMBERS}
     WHERE {_CONCERNS} AND (ends_at IS NULL OR ends_at > to_timestamp(%(since)s / 1000.0))
     ORDER BY promotion_key
@@ -248,7 +248,7 @@ class RuleTables:
         for key, policy in enumerate(new, start=_UNSTORED):
             with within(f"policies.{key - _UNSTORED}"):
                 row = policy_row(policy, self.scope_keys(policy))
-            record = _record(row | {"policy_key": key, "revision": key}, POLICIES)
+            record = _record(row | {"policy_key": key, "name_hash": key}, POLICIES)
             same_scope = np.all([stored[field] == record[field] for field in _SCOPE_FIELDS], axis=0)
             stored = stored[~same_scope & (stored["policy_key"] != ids.get(policy.policy_id, ABSENT))]
             stored = np.append(stored, record)
@@ -264,7 +264,7 @@ class RuleTables:
             replaced = self._connection.execute(find).scalar_one_or_none()
             with within(f"promotions.{key - _UNSTORED}"):
                 row = promotion_row(promotion, self.scope_keys(promotion))
-            record = _record(row | {"promotion_key": key, "revision": key}, PROMOTIONS)
+            record = _record(row | {"promotion_key": key, "name_hash": key}, PROMOTIONS)
             stored = np.append(stored[stored["promotion_key"] != (replaced or ABSENT)], record)
             names[key] = Label(promotion.promotion_id, promotion.name)
         return rules._replace(promotions=stored), labels._replace(promotions=names)

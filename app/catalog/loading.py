@@ -21,7 +21,7 @@ from app.bootstrap import lifetimes, now_ms
 from app.catalog.files import Part
 from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
 from app.domain.rows import RowScope
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet
 from app.domain.task import IMPORT_CAUSE, TaskState
 from app.errors import InvalidInput, LockLost
 from app.services.ports import Clock, Held, SheetCache, Turn
@@ -151,7 +151,7 @@ def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
 
 
 class _NoCache:
-    def put(self, sheets: Iterable[PriceSheet]) -> None:
+    def put(self, sheets: Iterable[EncodedSheet]) -> None:
         pass
 
 

@@ -2,6 +2,7 @@
 
 Amounts are minor units, rates basis points, instants milliseconds since 1970 (UTC). `ABSENT` stands for
 "not known" and for "not restricted to one": a cost that nobody sent, a rule that no location narrows.
+`name_hash` tells one name of a rule from another, for the formula itself has no use for names.
 """
 
 from enum import IntEnum
@@ -56,15 +57,22 @@ PRICE_INPUTS = _all_int64(*_SCOPE, "list_price", "cost", "competitor_price", "de
 
 POLICIES = _all_int64(
     "policy_key", *_SCOPE, "kind", "rate_bp", "amount", "threshold", "min_margin_bp", "floor", "ceiling",
-    "max_change_bp", "rounding_increment", "rounding_ending", "line_rounding", "revision",
+    "max_change_bp", "rounding_increment", "rounding_ending", "line_rounding", "name_hash",
 )  # fmt: skip
 
 TIERS = _all_int64("policy_key", "min_quantity", "off_bp")
 
 PROMOTIONS = _all_int64(
     "promotion_key", *_SCOPE, "kind", "value", "segment", "stackable", "priority", "starts_at", "ends_at",
-    "revision",
+    "name_hash",
 )  # fmt: skip
+
+
+NEW_SHEETS = _all_int64(
+    "product_key", "location_key", "version", "digest", "valid_until", "computed_at", "list_price", "base_price",
+    "everyone_price", "member_price",
+)  # fmt: skip
+"""What the store keeps of new sheets beside their JSON; prices are whole minor units."""
 
 
 class Rules(NamedTuple):

@@ -40,6 +40,14 @@ class Promoted:
     change: Column
     valid_until: Column
 
+    def places(self, segment: Segment) -> Column:
+        """Each candidate's place, from 0, among those of its row that applied, or else among those that did not."""
+        applied = (self.outcome[segment] == APPLIED).astype(np.int64)
+        starts = run_starts(self.row)
+        before = np.cumsum(applied) - applied
+        before -= np.repeat(before[starts], run_lengths(starts, len(self.row)))
+        return np.asarray(np.where(applied == 1, before, run_ranks(self.row) - before))
+
 
 def promote(base: Column, grain: Grain, row: Column, rule: Column, promotions: Table, as_of: int) -> Promoted:
     """Apply the candidate pairs (`row`, `rule`) to the scaled prices `base` at the instant `as_of` (ms)."""

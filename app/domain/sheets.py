@@ -22,7 +22,7 @@ from app.domain.arithmetic import (
     times_bp_down,
     times_bp_up,
 )
-from app.domain.columns import ABSENT, POLICIES, PRICE_INPUTS, Column, PolicyKind, Rules, Table
+from app.domain.columns import ABSENT, POLICIES, PRICE_INPUTS, Column, PolicyKind, Rules, Segment, Table
 from app.domain.matching import every_match, most_specific
 from app.domain.money import MAX_PRICE, SCALE
 from app.domain.promotions import Promoted, promote
@@ -113,22 +113,23 @@ def compute_sheets(inputs: Table, rules: Rules, as_of: int) -> Sheets:
 
 
 def digests(sheets: Sheets, rules: Rules) -> Column:
-    """A 64-bit hash per row of all that the sheet says, its rules' revisions included: equal digests mean
-    that storing the sheet again would change nothing (two sheets in 2^64 aside)."""
+    """A 64-bit hash per row of all that the sheet says, and of nothing else: equal digests mean that storing the
+    sheet again would change nothing (two sheets in 2^64 aside)."""
     state = hash_rows(_said_of_rows(sheets, _Chosen(rules.policies, sheets.policy)))
     for nth in range(1, sheets.tier_quantity.shape[1]):
         quantity = sheets.tier_quantity[:, nth]
         said = (state.view(np.int64), quantity, *sheets.before_floor[:, :, nth], *sheets.final[:, :, nth])
         state = np.where(quantity > 0, hash_rows(said), state)
     promoted = sheets.promoted
-    named = (rules.promotions[field][promoted.rule] for field in ("promotion_key", "revision"))
-    # Wrapping addition: a sheet's candidates are ordered by their rules, so the set says it all.
-    np.add.at(state, promoted.row, hash_rows((*named, *promoted.outcome, *promoted.change)))
+    named = [rules.promotions[field][promoted.rule] for field in ("promotion_key", "name_hash")]
+    places = (promoted.places(segment) for segment in Segment)
+    # Wrapping addition: each candidate says what its place in the sheet is, so the set says it all.
+    np.add.at(state, promoted.row, hash_rows((*named, *places, *promoted.outcome, *promoted.change)))
     return state.view(np.int64)
 
 
 def _said_of_rows(sheets: Sheets, chosen: "_Chosen") -> Iterator[Column]:
-    yield from (chosen["policy_key"], chosen["revision"], sheets.policy_reason, sheets.line_rounding, sheets.floor)
+    yield from (chosen["policy_key"], chosen["name_hash"], sheets.policy_reason, sheets.line_rounding, sheets.floor)
     yield from sheets.steps
     yield from (*sheets.before_floor[:, :, 0], *sheets.final[:, :, 0], sheets.promoted.valid_until)
 

@@ -20,7 +20,7 @@ from app.domain.events import (
 from app.domain.money import SCALE, Currency, to_minor
 from app.domain.rows import LIST_PRICE, RowScope, SignalChange, Subjects
 from app.domain.rules import Policy, Promotion
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet
 from app.errors import InvalidInput, NotFound, within
 from app.services.ports import Clock, Held, SheetCache, Store, TaskQueue, Transaction
 from app.services.repricing import reprice, union
@@ -237,7 +237,7 @@ def _recalculate(
     effects.tasks.append(event.id)
 
 
-def _not_among(sheets: list[PriceSheet], others: list[PriceSheet]) -> list[PriceSheet]:
+def _not_among(sheets: list[EncodedSheet], others: list[EncodedSheet]) -> list[EncodedSheet]:
     have = {(sheet.product_id, sheet.location) for sheet in sheets}
     return [sheet for sheet in others if (sheet.product_id, sheet.location) not in have]
 

@@ -1,14 +1,15 @@
 """Quotes: the sheet from wherever it is to be had, and a few integer operations."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from app.domain.columns import ROW_KEYS, Segment
+from app.domain.encoding import encode_rows
 from app.domain.quote import Quote, quote
 from app.domain.rows import StoredSheet
-from app.domain.sheet import PriceSheet, decode_sheet, encode_sheet, rows_to_sheets
+from app.domain.sheet import EncodedSheet, decode_sheet
 from app.domain.sheets import compute_sheets
 from app.errors import NotFound
 from app.services.ports import Clock, Store, Transaction
@@ -69,20 +70,19 @@ def load_slots(store: Store, names: Sequence[Name], clock: Clock, make_slot: Mak
             elif stored.product_key is not None and stored.location_key is not None:
                 compute[stored.product_key, stored.location_key] = name
         if compute:
-            for key, sheet in _compute(tx, list(compute), now):
-                found[compute[key]] = make_slot(sheet.version, sheet.valid_until, encode_sheet(sheet), now)
+            for sheet in _compute(tx, list(compute), now):
+                name = compute[sheet.product_key, sheet.location_key]
+                found[name] = make_slot(sheet.version, sheet.valid_until, sheet.payload, now)
         return found
 
 
-def _compute(tx: Transaction, keys: list[tuple[int, int]], now: int) -> Iterable[tuple[tuple[int, int], PriceSheet]]:
+def _compute(tx: Transaction, keys: list[tuple[int, int]], now: int) -> list[EncodedSheet]:
     stored = tx.prices.inputs(np.array(keys, ROW_KEYS))
     rules = tx.rules.rules(stored.inputs, now)
     sheets = compute_sheets(stored.inputs, rules, now)
     every = np.arange(len(sheets))
     labels = labels_for(tx, sheets, rules, every)
-    computed = rows_to_sheets(sheets, rules, labels, stored.versions, now, every)
-    keys_found = zip(stored.inputs["product_key"].tolist(), stored.inputs["location_key"].tolist(), strict=True)
-    return zip(keys_found, computed, strict=True)
+    return encode_rows(sheets, rules, labels, stored.versions, now, every)
 
 
 def why_unknown(name: Name, stored: StoredSheet) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from app.domain.columns import RowKey, Table
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet
 from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
 from app.errors import PricingError
 from app.services.ports import Clock, Held, Locks, SheetCache, Store, TaskQueue, Transaction, Turn
@@ -149,7 +149,7 @@ class _PartTurn:
             cached = Batch(len(keys), len(new), keys[-1].item(), ended=len(keys) < self._service.batch_rows)
             self._service.on_batch(cached.done, cached.changed)
 
-    def _reprice(self, tx: Transaction, turn: Assignment, after: RowKey) -> tuple[Table, list[PriceSheet]]:
+    def _reprice(self, tx: Transaction, turn: Assignment, after: RowKey) -> tuple[Table, list[EncodedSheet]]:
         """The keys of the next batch, and its new sheets."""
         limit, clock = self._service.batch_rows, self._service.clock
         if turn.signal is None:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from app.domain.columns import ROW_KEYS, Column, Rules, Table
+from app.domain.columns import NEW_SHEETS, ROW_KEYS, Column, Rules, Segment, Table
+from app.domain.encoding import encode_rows
+from app.domain.money import SCALE
 from app.domain.rows import StoredInputs
-from app.domain.sheet import Labels, PriceSheet, rows_to_sheets
+from app.domain.sheet import EncodedSheet, Labels
 from app.domain.sheets import Sheets, compute_sheets, digests
 from app.services.ports import Clock, Held, SheetCache, Store, Transaction
 
@@ -14,7 +16,7 @@ Causes = Mapping[tuple[int, int], str]
 """Why rows are repriced, by (product key, location key)."""
 
 
-def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> list[PriceSheet]:
+def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> list[EncodedSheet]:
     """Compute these rows (dtype `ROW_KEYS`) from what is committed or in `tx`, and store what differs, with its
     cause: one for all rows, or each row's own.
 
@@ -33,12 +35,11 @@ def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> 
     if not len(changed):
         return []
     labels = labels_for(tx, sheets, rules, changed)
-    versions = stored.versions[changed] + 1
-    new = list(rows_to_sheets(sheets, rules, labels, versions, as_of, changed))
-    new_keys = row_keys(stored.inputs[changed])
-    causes = [cause] * len(new) if isinstance(cause, str) else [cause[key] for key in new_keys.tolist()]
-    tx.prices.store(new_keys, fresh[changed], new, causes)
-    return new
+    new = _new(sheets, stored.versions, fresh, as_of, changed)
+    encoded = encode_rows(sheets, rules, labels, new["version"], as_of, changed)
+    causes = cause if isinstance(cause, str) else [cause[key] for key in row_keys(new).tolist()]
+    tx.prices.store(new, [sheet.payload for sheet in encoded], causes)
+    return encoded
 
 
 def out_of_date(tx: Transaction, stored: StoredInputs, as_of: int) -> Table:
@@ -62,6 +63,24 @@ def reprice_due(held: Held, store: Store, cache: SheetCache, clock: Clock, limit
 
 def _changed(stored: StoredInputs, fresh: Column) -> Column:
     return np.flatnonzero((fresh != stored.digests) | (stored.versions == 0))
+
+
+def _new(sheets: Sheets, versions: Column, fresh: Column, as_of: int, chosen: Column) -> Table:
+    """What is stored of the rows `chosen` (indices), dtype `NEW_SHEETS`."""
+    new = np.empty(len(chosen), NEW_SHEETS)
+    for key in ROW_KEYS.names or ():
+        new[key] = sheets.inputs[key][chosen]
+    new["version"], new["digest"], new["computed_at"] = versions[chosen] + 1, fresh[chosen], as_of
+    new["valid_until"] = sheets.promoted.valid_until[chosen]
+    new["list_price"], new["base_price"] = sheets.inputs["list_price"][chosen], _whole(sheets.steps[-1, chosen])
+    new["everyone_price"] = _whole(sheets.final[Segment.EVERYONE, chosen, 0])
+    new["member_price"] = _whole(sheets.final[Segment.MEMBER, chosen, 0])
+    return new
+
+
+def _whole(scaled: Column) -> Column:
+    """Scaled amounts in whole minor units, half up, as `unscale` makes them one by one."""
+    return (scaled + SCALE // 2) // SCALE
 
 
 def labels_for(tx: Transaction, sheets: Sheets, rules: Rules, chosen: Column) -> Labels:

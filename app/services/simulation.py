@@ -6,10 +6,11 @@ from decimal import Decimal
 import numpy as np
 
 from app.domain.columns import ROW_KEYS
+from app.domain.encoding import encode_rows
 from app.domain.money import to_minor
 from app.domain.quote import Quote, quote
 from app.domain.rules import Policy, Promotion
-from app.domain.sheet import rows_to_sheets
+from app.domain.sheet import decode_sheet
 from app.domain.sheets import compute_sheets
 from app.errors import NotFound, within
 from app.services.ports import Store
@@ -50,5 +51,5 @@ def simulate(
         rules, labels = tx.rules.with_policies(rules, labels, policies)
         rules, labels = tx.rules.with_promotions(rules, labels, promotions)
     sheets = compute_sheets(rows.inputs, rules, as_of)
-    (sheet,) = rows_to_sheets(sheets, rules, labels, rows.versions, as_of, np.arange(1))
-    return quote(sheet, request.segment, request.quantity, "simulation")
+    (encoded,) = encode_rows(sheets, rules, labels, rows.versions, as_of, np.arange(1))
+    return quote(decode_sheet(encoded.payload), request.segment, request.quantity, "simulation")

@@ -17,7 +17,7 @@ from tests.support.reading import LIFETIMES, SILENCE_S, Process, process
 from tests.support.waiting import eventually
 from tests.unit.strategies import batch, row
 
-(SHEET,) = batch([row()]).sheets()
+(SHEET,) = batch([row()]).encoded()
 NAME = (SHEET.product_id, SHEET.location)
 SLACK_S = 0.5
 """For a machine that is busy with other tests."""

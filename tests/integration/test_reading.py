@@ -15,7 +15,7 @@ from app.adapters.redis_clients import make_async_redis
 from app.adapters.store import Store
 from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
 from app.domain.columns import Table
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
 from app.services.reading import Patience, SheetReader
 from app.services.repricing import reprice
@@ -47,7 +47,7 @@ def writer(valkey: redis.Redis) -> PriceCache:
 
 
 @pytest.fixture
-def stored(store: Store, row: Row) -> PriceSheet:
+def stored(store: Store, row: Row) -> EncodedSheet:
     """P-1 in NY at version 1, in the database alone."""
     with store.transaction() as tx:
         (sheet,) = reprice(tx, row(), now_ms, "test")
@@ -81,7 +81,7 @@ def calls(valkey: redis.Redis) -> dict[str, int]:
 
 
 def test_a_thousand_readers_of_a_cold_row_cost_one_load(
-    store: Store, stored: PriceSheet, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+    store: Store, stored: EncodedSheet, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
 ) -> None:
     """Over eight processes, whose part one event loop plays slowly; the load ends when all of them have missed."""
     slow = Patience(cache=10_000)
@@ -108,7 +108,7 @@ def test_a_thousand_readers_of_a_cold_row_cost_one_load(
 
 
 def test_a_reader_that_dies_with_the_lease_delays_the_others_by_the_lease_at_most(
-    store: Store, stored: PriceSheet, caches: Callable[[], AsyncPriceCache]
+    store: Store, stored: EncodedSheet, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def wait_for_the_dead() -> None:
         cache, database = caches(), Database(store)
@@ -146,7 +146,7 @@ def test_a_product_that_was_unknown_is_known_as_soon_as_it_is_created(
 def test_a_batch_of_a_thousand_is_one_round_trip(
     writer: PriceCache, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
 ) -> None:
-    (sheet,) = batch([inputs()]).sheets()
+    (sheet,) = batch([inputs()]).encoded()
     sheets = [msgspec.structs.replace(sheet, product_id=f"P-{n}") for n in range(1000)]
     names: list[Name] = [(sheet.product_id, sheet.location) for sheet in sheets]
     writer.put(sheets)
@@ -165,7 +165,7 @@ def test_a_batch_of_a_thousand_is_one_round_trip(
 
 
 def test_a_hot_row_is_refreshed_before_it_expires_by_one_load(
-    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def ask() -> None:
         clock = Time()
@@ -200,7 +200,7 @@ def test_a_hot_row_is_refreshed_before_it_expires_by_one_load(
 
 @pytest.mark.parametrize("entries", [0, 10], ids=["in Valkey", "at hand"])
 def test_a_sheet_is_never_fresh_past_its_validity(
-    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache], entries: int
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache], entries: int
 ) -> None:
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
@@ -228,7 +228,7 @@ def test_a_process_that_starts_has_what_others_are_asked_for_most_at_hand(
 
 
 def test_clearing_also_clears_what_would_be_served_stale(
-    store: Store, stored: PriceSheet, writer: PriceCache, valkey_url: str
+    store: Store, stored: EncodedSheet, writer: PriceCache, valkey_url: str
 ) -> None:
     writer.put([stored])
     with process(valkey_url, store) as reading:
@@ -241,7 +241,7 @@ def test_clearing_also_clears_what_would_be_served_stale(
 
 
 def test_a_known_price_is_served_stale_when_the_database_fails_and_fresh_when_it_is_back(
-    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
@@ -266,7 +266,7 @@ def test_a_known_price_is_served_stale_when_the_database_fails_and_fresh_when_it
 
 
 def test_a_slow_database_is_waited_for_briefly_where_a_stale_price_is_at_hand_and_longer_where_none_is(
-    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
@@ -287,7 +287,7 @@ def test_a_slow_database_is_waited_for_briefly_where_a_stale_price_is_at_hand_an
 
 
 def test_a_load_that_was_not_waited_for_ends_in_the_background(
-    store: Store, stored: PriceSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def ask() -> None:
         clock, cache = Time(), caches()
@@ -310,7 +310,7 @@ def test_a_load_that_was_not_waited_for_ends_in_the_background(
 
 
 def test_the_cache_is_used_again_soon_after_an_outage_however_many_ask_meanwhile(
-    store: Store, stored: PriceSheet, writer: PriceCache, valkey_url: str
+    store: Store, stored: EncodedSheet, writer: PriceCache, valkey_url: str
 ) -> None:
     writer.put([stored])
     url = urlsplit(valkey_url)
@@ -336,7 +336,7 @@ def test_the_cache_is_used_again_soon_after_an_outage_however_many_ask_meanwhile
 
 
 def test_a_row_that_is_no_longer_sold_is_remembered_as_unknown(
-    store: Store, stored: PriceSheet, writer: PriceCache, database_url: str, caches: Callable[[], AsyncPriceCache],
+    store: Store, stored: EncodedSheet, writer: PriceCache, database_url: str, caches: Callable[[], AsyncPriceCache],
     valkey: redis.Redis,
 ) -> None:  # fmt: skip
     """Briefly: names that do not exist are endless, and must not fill the cache."""

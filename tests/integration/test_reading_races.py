@@ -25,7 +25,7 @@ from app.adapters.redis_clients import make_async_redis, make_redis
 from app.adapters.store import Store
 from app.domain.columns import ROW_KEYS
 from app.domain.rows import LIST_PRICE
-from app.domain.sheet import PriceSheet, decode_sheet
+from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.breaker import Breaker
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
@@ -235,7 +235,7 @@ class Races(RuleBasedStateMachine):
         keys = np.array([(NAMES.index(name) + 1, 1)], ROW_KEYS)
         with self.store.transaction() as tx:
             tx.catalog.set_signals(LIST_PRICE, [(*keys[0].item(), self.amount, self.amount)])
-            sheets: list[PriceSheet] = reprice(tx, keys, self.clock, "test")
+            sheets: list[EncodedSheet] = reprice(tx, keys, self.clock, "test")
         self.on_their_way[name] += 1
         await self.gates.step()
         self.writer_cache.put(sheets)

@@ -17,7 +17,7 @@ from app.domain.columns import Table
 from app.domain.events import Event, EventType
 from app.domain.money import SCALE
 from app.domain.rules import Policy, PolicyKindName
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.applying import Applied, Positioned, apply_events
 from app.services.ports import Turn
 from app.services.repricing import out_of_date, reprice
@@ -35,13 +35,13 @@ class Written:
     """A cache that keeps what it was given."""
 
     def __init__(self) -> None:
-        self.sheets: list[PriceSheet] = []
+        self.sheets: list[EncodedSheet] = []
 
-    def put(self, sheets: Iterable[PriceSheet]) -> None:
+    def put(self, sheets: Iterable[EncodedSheet]) -> None:
         self.sheets += sheets
 
     def prices(self) -> list[int]:
-        return [sheet.everyone.tiers[0].final // SCALE for sheet in self.sheets]
+        return [decode_sheet(sheet.payload).everyone.tiers[0].final // SCALE for sheet in self.sheets]
 
 
 class Queued:
@@ -131,6 +131,24 @@ def test_what_did_not_change_is_not_written(store: Store, row: Row) -> None:
     assert history(store) == [(1, 1000, "first")]
 
 
+def test_a_rule_that_is_saved_again_or_moves_no_price_makes_no_new_version(store: Store, row: Row) -> None:
+    key = row()
+
+    def save(position: int, **changed: object) -> None:
+        with store.transaction() as tx:
+            tx.rules.save_policy(AT_COST.model_copy(update=changed), position)
+            reprice(tx, key, now_ms, f"{position}")
+
+    with store.transaction() as tx:
+        set_signal(tx, key, "cost", 1050)
+    save(1)
+    save(2)
+    save(3, max_change_percent=Decimal(20))
+    assert history(store) == [(1, 1050, "1")]
+    save(4, name="At cost and no more")
+    assert history(store) == [(1, 1050, "1"), (2, 1050, "4")]
+
+
 def test_a_recalculation_that_looked_before_an_event_does_not_overwrite_it(store: Store, row: Row) -> None:
     key = row()
     with store.transaction() as late:
@@ -200,14 +218,14 @@ def test_each_row_has_the_events_that_concern_it_as_its_cause(store: Store, appl
 def test_an_event_that_concerns_a_row_twice_is_its_cause_once(store: Store, apply: Apply) -> None:
     """A rule whose scope changes concerns what it was about before and what it is about now."""
 
-    def promotion(event_id: str, **scope: str) -> Event:
-        rule = {"promotion_id": "p", "name": "P", "kind": "percent", "value": 10, **scope}
+    def promotion(event_id: str, percent: int, **scope: str) -> Event:
+        rule = {"promotion_id": "p", "name": "P", "kind": "percent", "value": percent, **scope}
         return Event(id=event_id, type=EventType.PROMOTION_CHANGED, data={"promotion": rule})
 
-    apply(("1-0", promotion("narrow", product_id="P-1", location="NY")))
-    apply(("2-0", promotion("wide", location="NY")))
-    assert history(store, "P-1") == [(1, 900, "event:narrow"), (2, 900, "event:wide")]
-    assert history(store, "P-2") == [(1, 900, "event:wide")]
+    apply(("1-0", promotion("narrow", 10, product_id="P-1", location="NY")))
+    apply(("2-0", promotion("wide", 20, location="NY")))
+    assert history(store, "P-1") == [(1, 900, "event:narrow"), (2, 800, "event:wide")]
+    assert history(store, "P-2") == [(1, 800, "event:wide")]
 
 
 def test_a_repeat_writes_nothing_but_the_cache(store: Store, apply: Apply) -> None:
@@ -256,7 +274,7 @@ def test_a_repeat_caches_also_the_rows_that_a_rule_has_left(store: Store, apply:
     moved = ("4-0", promotion_event("move", promotion=half_off("P-2")))
     apply(moved)
     _, cache, _ = apply(moved)
-    assert {sheet.product_id: sheet.member.tiers[0].final for sheet in cache.sheets} == {
+    assert {sheet.product_id: decode_sheet(sheet.payload).member.tiers[0].final for sheet in cache.sheets} == {
         "P-1": 10_000_000,
         "P-2": 5_000_000,
     }

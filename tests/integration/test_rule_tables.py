@@ -113,7 +113,7 @@ def test_the_formula_gets_minor_units_basis_points_and_milliseconds(store: Store
         "product_key": product, "category_key": ABSENT, "department_key": ABSENT, "location_key": location,
         "currency_number": ABSENT, "kind": 2, "rate_bp": 250, "amount": 5, "floor": 700, "ceiling": ABSENT,
         "min_margin_bp": ABSENT, "max_change_bp": 3000, "rounding_increment": 100, "rounding_ending": 99,
-        "line_rounding": 1, "revision": 77,
+        "line_rounding": 1,
     }  # fmt: skip
     assert {name: int(found[name]) for name in expected} == expected
     assert rules.tiers[["min_quantity", "off_bp"]].tolist() == [(5, 750)]

@@ -12,7 +12,7 @@ from app.adapters.store import Store
 from app.bootstrap import now_ms
 from app.domain.money import SCALE
 from app.domain.rows import RowScope, SignalChange
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import EncodedSheet, decode_sheet
 from app.domain.task import Task
 from app.services.recalculation import Hint, Recalculation
 
@@ -23,10 +23,10 @@ class Written:
     """A cache that keeps what it was given, and calls `before` first."""
 
     def __init__(self) -> None:
-        self.sheets: list[PriceSheet] = []
+        self.sheets: list[EncodedSheet] = []
         self.before: Callable[[], None] = lambda: None
 
-    def put(self, sheets: Iterable[PriceSheet]) -> None:
+    def put(self, sheets: Iterable[EncodedSheet]) -> None:
         self.before()
         self.sheets += sheets
 
@@ -108,5 +108,5 @@ class Jobs:
         self.sql(f"UPDATE list_prices SET amount = %s WHERE {condition}", amount)
 
 
-def price(sheet: PriceSheet) -> int:
-    return sheet.everyone.tiers[0].final // SCALE
+def price(sheet: EncodedSheet) -> int:
+    return decode_sheet(sheet.payload).everyone.tiers[0].final // SCALE

@@ -19,9 +19,10 @@ from app.domain.columns import (
     Segment,
     Table,
 )
+from app.domain.encoding import encode_rows
 from app.domain.money import MAX_AMOUNT, currency
 from app.domain.promotions import NEAR_MS
-from app.domain.sheet import Label, Labels, PriceSheet, rows_to_sheets
+from app.domain.sheet import EncodedSheet, Label, Labels, PriceSheet, decode_sheet
 from app.domain.sheets import Sheets, compute_sheets
 
 NOON = 10 * NEAR_MS
@@ -58,6 +59,9 @@ class Batch:
     def sheets(self) -> list[PriceSheet]:
         return visible(self.compute(), self.rules, self.as_of)
 
+    def encoded(self) -> list[EncodedSheet]:
+        return encoded(self.compute(), self.rules, self.as_of)
+
     def at(self, as_of: int) -> "Batch":
         return replace(self, as_of=as_of)
 
@@ -69,17 +73,27 @@ class Batch:
 
 
 def visible(sheets: Sheets, rules: Rules, as_of: int = NOON) -> list[PriceSheet]:
+    return [decode_sheet(sheet.payload) for sheet in encoded(sheets, rules, as_of)]
+
+
+def encoded(sheets: Sheets, rules: Rules, as_of: int = NOON) -> list[EncodedSheet]:
     every = np.arange(len(sheets))
-    return list(rows_to_sheets(sheets, rules, labels_of(rules), every * 0 + 7, as_of, every))
+    return encode_rows(sheets, rules, labels_of(rules), every * 0 + 7, as_of, every)
 
 
 def labels_of(rules: Rules) -> Labels:
     return Labels(
         products={key: f"P-{key}" for key in range(10)},
         locations={key: (f"L-{key}", currency) for key, currency in CURRENCIES.items()},
-        policies={key: Label(f"pol-{key}", f"Policy {key}") for key in rules.policies["policy_key"].tolist()},
-        promotions={key: Label(f"pro-{key}", f"Offer {key}") for key in rules.promotions["promotion_key"].tolist()},
+        policies=_named(rules.policies, "policy_key", "pol", 'Policy \\ "%s" {0} \x7f'),
+        promotions=_named(rules.promotions, "promotion_key", "pro", "Angebot für 日本 \U0001f9c3 /"),
     )
+
+
+def _named(rules: Table, key: str, prefix: str, name: str) -> dict[int, Label]:
+    """Names that would show if they were not written as JSON, another one for each `name_hash`."""
+    pairs = zip(rules[key].tolist(), rules["name_hash"].tolist(), strict=True)
+    return {key: Label(f"{prefix}-{key}", f"{name} {key}.{hashed}") for key, hashed in pairs}
 
 
 def table(dtype: np.dtype[Any], *records: dict[str, int]) -> Table:
@@ -106,12 +120,12 @@ def row(**fields: int) -> dict[str, int]:
 def promotion(key: int = 1, **fields: int) -> dict[str, int]:
     return {
         "promotion_key": key, "kind": PromotionKind.PERCENT, "value": 1_000, "stackable": 1, "priority": 100,
-        "ends_at": NEVER, "revision": 1,
+        "ends_at": NEVER, "name_hash": 1,
     } | fields  # fmt: skip
 
 
 def policy(key: int = 1, **fields: int) -> dict[str, int]:
-    return {"policy_key": key, "revision": 1} | fields
+    return {"policy_key": key, "name_hash": 1} | fields
 
 
 def batch(
@@ -177,7 +191,7 @@ def _policies(draw: st.DrawFn, key: int) -> dict[str, int]:
         if increment
         else 0,
         line_rounding=draw(st.integers(0, 1)),
-        revision=draw(st.integers(1, 3)),
+        name_hash=draw(st.integers(1, 3)),
     )
 
 
@@ -194,7 +208,7 @@ def _promotions(draw: st.DrawFn, key: int) -> dict[str, int]:
         priority=draw(st.integers(0, 3)),
         starts_at=draw(st.sampled_from([0, window[0]])),
         ends_at=draw(st.sampled_from([window[1] + 1, NEVER])),
-        revision=draw(st.integers(1, 3)),
+        name_hash=draw(st.integers(1, 3)),
     ) | draw(scopes)
 
 
