@@ -16,6 +16,7 @@ import app.adapters.redis_clients
 import app.adapters.store
 import app.api.schemas
 import app.services.quoting  # noqa: F401
+from app.api.protocol import QuickProtocol
 from app.observability.logging import configure_logging
 from app.observability.tracing import configure_tracing
 from app.settings import Settings
@@ -28,7 +29,7 @@ class PricingWorker(UvicornWorker):
 
     CONFIG_KWARGS = {  # noqa: RUF012 - the name and form are the base class's
         "loop": "uvloop",
-        "http": "httptools",
+        "http": QuickProtocol,
         "lifespan": "on",
         "access_log": False,
         "proxy_headers": False,  # nothing asks who the client is

@@ -54,13 +54,13 @@ class HotNames:
             entries = self._reader.near.hits()
             # In a thread: looking through a hundred thousand entries would hold up the requests.
             hottest = await asyncio.to_thread(nlargest, _REPORTED, entries, key=lambda item: item[1].hits)
-            hottest = [(name, entry) for name, entry in hottest if entry.hits]
+            hottest = [(where, entry) for where, entry in hottest if entry.hits]
             if not hottest:
                 continue
             with suppress(redis.RedisError):
                 async with self._client.pipeline(transaction=False) as pipeline:
-                    for name, entry in hottest:
-                        pipeline.zincrby(_KEY, entry.hits, f"{name[1]}/{name[0]}")
+                    for where, entry in hottest:
+                        pipeline.zincrby(_KEY, entry.hits, where)
                         entry.hits = 0  # told once
                     pipeline.zremrangebyrank(_KEY, 0, -_KEEP - 1)
                     pipeline.expire(_KEY, _FORGET_S)

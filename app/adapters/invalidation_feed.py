@@ -8,16 +8,17 @@ import redis
 import redis.asyncio
 import structlog
 
-from app.adapters.price_cache import INVALIDATIONS
+from app.adapters.price_cache import EVERYTHING, INVALIDATIONS, PREFIX
 from app.observability import metrics
 from app.services.ports import Clock
 from app.services.reading import SheetReader
-from app.services.slots import Name
 
 HEARTBEAT_S = 0.5
 _HEARTBEAT = b"."
 _SILENT_MS = 2_000
 """Silence after which a new connection is the better bet."""
+
+_BEFORE_PLACE = f" {PREFIX}"
 
 _logger = structlog.get_logger(__name__)
 
@@ -74,6 +75,8 @@ class InvalidationFeed:
                 heard_at = self._clock()
             elif not content.startswith(_HEARTBEAT):
                 tell(self._reader, content)
+                # A writer of very many rows sends one message after the other: requests come in between.
+                await asyncio.sleep(0)
 
     async def _beat(self) -> None:
         while True:
@@ -93,19 +96,14 @@ class InvalidationFeed:
 def tell(reader: SheetReader, message: bytes) -> None:
     """Hand an invalidation message on. One that cannot be read says that anything may have changed."""
     try:
-        told = [_told(line) for line in message.decode().splitlines()]
+        for line in message.decode().splitlines():
+            version, _, where = line.partition(_BEFORE_PLACE)
+            if not where:
+                raise ValueError
+            if reader.concerned(where):
+                location, _, product_id = where.partition("/")
+                reader.told((product_id, location), int(version))
     except ValueError:
-        _logger.warning("an invalidation that cannot be read empties the near cache")
+        if message != EVERYTHING:
+            _logger.warning("an invalidation that cannot be read empties the near cache")
         reader.clear()
-        return
-    for name, version in told:
-        if name is None:
-            reader.clear()
-        else:
-            reader.told(name, version)
-
-
-def _told(line: str) -> tuple[Name | None, int]:
-    version, _, key = line.partition(" ")
-    location, _, product_id = key.removeprefix("price:").partition("/")
-    return None if key == "*" else (product_id, location), int(version)

@@ -22,10 +22,15 @@ from opentelemetry.trace import SpanKind
 from app.adapters.redis_clients import unavailable_if_down, unavailable_if_refused
 from app.domain.sheet import EncodedSheet
 from app.observability.tracing import step
-from app.services.slots import UNKNOWN, Leased, Name, Slot
+from app.services.slots import UNKNOWN, Leased, Name, Slot, place
 
 INVALIDATIONS = "price_invalidations"
-"""Channel on which every write is told: lines of "<version> <key>"; the key `*` means all."""
+"""Channel on which every write is told: lines of "<version> <key>"."""
+
+EVERYTHING = b"0 *"
+"""The message that says that any price may have changed."""
+
+PREFIX = "price:"
 
 _EMPTY = -2
 _NO_LEASE = "-"
@@ -123,8 +128,8 @@ class Lifetimes(NamedTuple):
 
 
 def slot_key(name: Name) -> str:
-    """Where a row's slot is. No id has a slash, so no two names share a key."""
-    return f"price:{name[1]}/{name[0]}"
+    """Where a row's slot is."""
+    return PREFIX + place(name)
 
 
 def _encode(slot: Slot) -> bytes:
@@ -218,7 +223,7 @@ class PriceCache:
                     keys.clear()
             if keys:
                 cleared += int(self._client.unlink(*keys))
-            self._client.publish(INVALIDATIONS, "0 *")
+            self._client.publish(INVALIDATIONS, EVERYTHING)
         return cleared
 
     def ping(self) -> None:

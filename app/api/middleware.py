@@ -3,6 +3,7 @@ quick way for prices that are at hand."""
 
 import time
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from opentelemetry import context, trace
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import quick
 from app.api.problems import make_problem, problem_response
-from app.observability.requests import Record, RequestLog
+from app.observability.requests import Kind, RequestLog
 from app.observability.tracing import RequestTrace, begin_request_trace
 
 _tracer = trace.get_tracer(__name__)
@@ -20,40 +21,59 @@ class RequestMiddleware:
     """Continues the client's trace or begins one, and answers with its `traceparent`.
 
     Only sampled requests get a span; the others have ids, for logs and problem documents. The quick way is asked
-    first for what it serves.
+    first for what it serves: by `at_once`, where the protocol offers a request there, or by ASGI.
     """
 
     def __init__(self, app: ASGIApp, log: RequestLog, quick_way: quick.QuickWay, sample_ratio: float) -> None:
-        self._app, self._log, self._quick_way, self._sample_ratio = app, log, quick_way, sample_ratio
+        self._app, self._log, self.quick_way, self._sample_ratio = app, log, quick_way, sample_ratio
+        self._kinds = {path.encode(): Kind("POST", path, 200) for path in quick_way.paths}
+        self.paths = frozenset(self._kinds)
+
+    def at_once(self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        """The rest of the answer to a POST to one of `paths`, from its own headers on; None where it takes more than
+        what this process has at hand."""
+        began = time.perf_counter()
+        kind = self._kinds[path]
+        answer = self.quick_way.answer(kind.route, body) if quick.JSON in headers else None
+        if answer is None:
+            return None
+        request = begin_request_trace(headers, self._sample_ratio)
+        if request.sampled:
+            spent_ns = int((time.perf_counter() - began) * 1e9)
+            with _span(request, kind.method, start_time=time.time_ns() - spent_ns) as span:
+                request = request.of_span(span)
+                _describe(span, kind.route, kind)
+        ended = time.perf_counter()
+        self._log.note((ended, kind, ended - began, request.trace_id, answer.quotes))
+        return b"content-type: application/json\r\ncontent-length: %d\r\ntraceparent: %b\r\n\r\n%b" % (
+            len(answer.body),
+            request.traceparent,
+            answer.body,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        began = time.perf_counter()
         request = begin_request_trace(scope["headers"], self._sample_ratio)
         if request.sampled:
-            with _tracer.start_as_current_span(
-                scope["method"],
-                context=request.parent_context(),
-                kind=trace.SpanKind.SERVER,
-                set_status_on_exception=False,
-            ) as span:
-                route, status, at_hand = await self._serve(scope, receive, send, request.of_span(span))
-                _describe(span, scope, route, status)
+            with _span(request, scope["method"]) as span:
+                kind, at_hand = await self._serve(scope, receive, send, request.of_span(span))
+                _describe(span, scope["path"], kind)
         else:
-            route, status, at_hand = await self._serve(scope, receive, send, request)
-        seconds = time.perf_counter() - started
-        self._log.note(Record(time.time(), scope["method"], route, status, seconds, request.trace_id, at_hand))
+            kind, at_hand = await self._serve(scope, receive, send, request)
+        ended = time.perf_counter()
+        self._log.note((ended, kind, ended - began, request.trace_id, at_hand))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[str, int, int]:
-        """Answer; the route's template, the status, and how many quotes the quick way gave."""
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[Kind, int]:
+        """Answer; of what kind the request was, and how many quotes the quick way gave."""
         path = scope["path"]
-        if self._quick_way.serves(path) and scope["method"] == "POST" and quick.JSON in scope["headers"]:
+        if path in self.quick_way.paths and scope["method"] == "POST" and quick.JSON in scope["headers"]:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = message["body"]
-                answer = self._quick_way.answer(path, body) or await self._quick_way.fetch(path, body)
+                answer = self.quick_way.answer(path, body) or await self.quick_way.fetch(path, body)
                 if answer is not None:
                     headers = [
                         (b"content-type", b"application/json"),
@@ -62,7 +82,7 @@ class RequestMiddleware:
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": answer.body})
-                    return path, 200, answer.quotes
+                    return Kind("POST", path, 200), answer.quotes
             receive = _replayed(message, receive)
         status, answered = 500, False
 
@@ -84,20 +104,31 @@ class RequestMiddleware:
         finally:
             if token is not None:
                 context.detach(token)
-        return _route(scope), status, 0
+        return Kind(scope["method"], _route(scope), status), 0
 
 
-def _describe(span: trace.Span, scope: Scope, route: str, status: int) -> None:
-    span.update_name(f"{scope['method']} {route}")
+def _span(request: RequestTrace, name: str, start_time: int | None = None) -> AbstractContextManager[trace.Span]:
+    """The request's span, which began at `start_time` (ns since 1970) or begins now."""
+    return _tracer.start_as_current_span(
+        name,
+        context=request.parent_context(),
+        kind=trace.SpanKind.SERVER,
+        start_time=start_time,
+        set_status_on_exception=False,
+    )
+
+
+def _describe(span: trace.Span, path: str, kind: Kind) -> None:
+    span.update_name(f"{kind.method} {kind.route}")
     span.set_attributes(
         {
-            "http.request.method": scope["method"],
-            "http.route": route,
-            "url.path": scope["path"],
-            "http.response.status_code": status,
+            "http.request.method": kind.method,
+            "http.route": kind.route,
+            "url.path": path,
+            "http.response.status_code": kind.status,
         }
     )
-    if status >= 500:
+    if kind.status >= 500:
         span.set_status(trace.StatusCode.ERROR)
 
 

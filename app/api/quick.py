@@ -15,9 +15,8 @@ from app.bootstrap import now_ms
 from app.domain.columns import Segment
 from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, quote
 from app.domain.rules import ID_PATTERN
-from app.domain.sheet import decode_sheet
 from app.services.near_cache import NearCache
-from app.services.slots import Name, Slot
+from app.services.slots import Name
 
 JSON = (b"content-type", b"application/json")
 """The header that a quick request has; every other way to say that a body is JSON is the endpoint's to judge."""
@@ -56,12 +55,13 @@ class QuickWay:
             "/api/v1/price": self._price,
             "/api/v1/prices/batch": self._batch,
         }
-
-    def serves(self, path: str) -> bool:
-        return path in self._ways
+        self.paths = frozenset(self._ways)
+        """What it serves."""
 
     def answer(self, path: str, body: bytes) -> QuickAnswer | None:
         """The answer to a POST of this body, or None where the endpoint has to look."""
+        if not self._near.trusted:
+            return None
         try:
             return self._ways[path](body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -98,18 +98,9 @@ class QuickWay:
         return QuickAnswer(b'{"items":[{"status":200,"quote":%b,"problem":null}]}' % items, len(answers))
 
     def _quote(self, request: _Request, now: int) -> bytes | None:
-        entry = self._near.fresh((request.product_id, request.user_location), now)
-        if entry is None or now >= entry.refresh_at or entry.slot.unknown:
+        # As `place` has it; where a part is no id, there is nothing at such a place.
+        sheet = self._near.at_hand(f"{request.user_location}/{request.product_id}", now)
+        if sheet is None:
             return None
-        if request.quantity != 1:
-            return _answer(entry.slot, request)
-        answer = entry.member if request.is_prime_member else entry.everyone
-        if answer is None:
-            answer = _answer(entry.slot, request)
-            self._near.remember(entry, request.is_prime_member, answer)
-        return answer
-
-
-def _answer(slot: Slot, request: _Request) -> bytes:
-    segment = Segment.MEMBER if request.is_prime_member else Segment.EVERYONE
-    return encode(quote(decode_sheet(slot.payload), segment, request.quantity, "cache"))
+        segment = Segment.MEMBER if request.is_prime_member else Segment.EVERYONE
+        return encode(quote(sheet, segment, request.quantity, "cache"))

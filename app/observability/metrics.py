@@ -28,6 +28,9 @@ http_request_duration = Histogram(
     ["method", "route", "status"],
     buckets=_LATENCY_S,
 )
+access_records_dropped = Counter(
+    "pricing_access_records_dropped_total", "Access records that the log on stderr did not take in time."
+)
 quotes = Counter(
     "pricing_quotes_total",
     "Quotes answered, by where their sheet came from: cache, database, stale, unknown.",

@@ -1,51 +1,44 @@
 """What every request leaves behind: a duration and an access record. Noted at once, written a little later.
 
 Writing a line and moving a histogram costs more than answering from memory, so requests only append to a list,
-and a thread writes what has gathered ten times a second. A process that is killed loses what it had not written.
+and a thread writes what has gathered. A process that is killed loses what it had not written.
 """
 
+import json
+import os
+import select
 import sys
 import threading
+import time
 from collections import defaultdict
-from contextlib import suppress
-from datetime import UTC, datetime
 from typing import NamedTuple
-
-import msgspec
 
 from app.observability import metrics
 
-_INTERVAL_S = 0.1
+_INTERVAL_S = 0.05
+_PATIENCE_S = 1.0
+"""How long the end waits for a reader of the log that does not read."""
 
-_encode = msgspec.json.Encoder().encode
+_PIECE = select.PIPE_BUF
+"""A pipe takes so many bytes as one, whoever else writes to it, and, if it takes any now, without waiting."""
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+MAX_BACKLOG = 4_000_000
+"""Bytes of access records that wait for a log that does not take them; more are dropped, and counted."""
 
 
-class Record(NamedTuple):
-    """One answered request; `at` in seconds since 1970, `seconds` its duration; `at_hand` the quotes that were
-    answered from this process' memory, without their endpoint."""
+class Kind(NamedTuple):
+    """What requests are counted by."""
 
-    at: float
     method: str
     route: str
     status: int
-    seconds: float
-    trace_id: str
-    at_hand: int = 0
 
 
-class _Line(msgspec.Struct):
-    """An access record as it is written, with the fields that every log line has."""
-
-    timestamp: datetime
-    method: str
-    route: str
-    status: int
-    ms: float
-    trace_id: str
-    process: str
-    event: str = "request"
-    level: str = "info"
-    logger: str = "access"
+Record = tuple[float, Kind, float, str, int]
+"""One answered request: when it ended (as `time.perf_counter` has it), its kind, its duration in seconds, its
+trace's id, and how many quotes were answered from this process' memory, without their endpoint."""
 
 
 class RequestLog:
@@ -54,6 +47,7 @@ class RequestLog:
         self._process, self._lines = process, lines
         self._gathered: list[Record] = []
         self.note = self._gathered.append
+        self._backlog: list[bytes] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
 
@@ -67,33 +61,64 @@ class RequestLog:
 
     def _run(self) -> None:
         while not self._stopping.wait(_INTERVAL_S):
-            self._write()
-        self._write()
+            self._take()
+            self._write(0)
+        self._take()
+        self._write(_PATIENCE_S)
 
-    def _write(self) -> None:
+    def _take(self) -> None:
+        """Count what has gathered, and make its lines."""
         count = len(self._gathered)  # only this thread removes, and only from the front
         records = self._gathered[:count]
         del self._gathered[:count]
-        durations: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
+        by_kind: defaultdict[Kind, list[Record]] = defaultdict(list)
         for record in records:
-            durations[record[1:4]].append(record.seconds)
-        for (method, route, status), seconds in durations.items():
-            metrics.observe_many(metrics.http_request_duration.labels(method, route, str(status)), seconds)
-        if at_hand := sum(record.at_hand for record in records):
+            by_kind[record[1]].append(record)
+        for kind, same in by_kind.items():
+            duration = metrics.http_request_duration.labels(kind.method, kind.route, str(kind.status))
+            metrics.observe_many(duration, [record[2] for record in same])
+            if self._lines:
+                self._backlog += self._pieces(kind, same)
+        if at_hand := sum(record[4] for record in records):
             metrics.quotes.labels("cache").inc(at_hand)
-        if self._lines and records:
-            with suppress(OSError):  # a full disk or a closed pipe: what was counted stays counted
-                sys.stderr.buffer.write(b"".join(map(self._line, records)))
-                sys.stderr.buffer.flush()
 
-    def _line(self, record: Record) -> bytes:
-        line = _Line(
-            datetime.fromtimestamp(record.at, UTC),
-            record.method,
-            record.route,
-            record.status,
-            round(record.seconds * 1000, 3),
-            record.trace_id,
-            self._process,
-        )
-        return _encode(line) + b"\n"
+    def _pieces(self, kind: Kind, records: list[Record]) -> list[bytes]:
+        """The records' lines, as many in a piece as one write takes whole."""
+        began = time.time() - time.perf_counter()
+        fields = _json(kind._asdict())[1:-1]
+        rest = _json({"process": self._process, "event": "request", "level": "info", "logger": "access"})[1:]
+        lines = []
+        second, shown = 0, ""
+        for ended, _, seconds, trace_id, _ in records:
+            at = began + ended
+            if int(at) != second:
+                second = int(at)
+                shown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            lines.append(
+                f'{{"timestamp":"{shown}.{int((at - second) * 1e6):06}Z",{fields},"ms":{seconds * 1000:.3f},'
+                f'"trace_id":"{trace_id}",{rest}\n'
+            )
+        fit = max(1, _PIECE // max(map(len, lines)))
+        return ["".join(lines[start : start + fit]).encode() for start in range(0, len(lines), fit)]
+
+    def _write(self, patience_s: float) -> None:
+        """What the log takes within this time, and without anybody waiting for it longer."""
+        log = sys.stderr.fileno()
+        ready = select.poll()
+        ready.register(log, select.POLLOUT)
+        written = 0
+        try:
+            while written < len(self._backlog) and ready.poll(patience_s * 1000):
+                os.write(log, self._backlog[written])
+                written += 1
+        except OSError:  # a full disk or a closed pipe: what was counted stays counted
+            self._drop(len(self._backlog))
+            return
+        del self._backlog[:written]
+        self._drop(len(self._backlog) - MAX_BACKLOG // _PIECE)
+
+    def _drop(self, pieces: int) -> None:
+        """The newest: what was before the trouble says more of it."""
+        if pieces > 0:
+            metrics.access_records_dropped.inc(sum(piece.count(b"\n") for piece in self._backlog[-pieces:]))
+            del self._backlog[-pieces:]

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import getrandbits, random
-from typing import NamedTuple
 
+import msgspec
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -33,6 +32,9 @@ def configure_tracing(settings: Settings, service: str, *, sampled_by_caller: bo
         shutdown_on_exit=False,
     )
     if settings.otlp_endpoint is not None:
+        # Here, because it brings in more than a megabyte, and most who try things out have nowhere to send spans.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
         exporter = OTLPSpanExporter(endpoint=f"{str(settings.otlp_endpoint).rstrip('/')}/v1/traces", timeout=5)
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000, max_export_batch_size=128))
     trace.set_tracer_provider(provider)
@@ -58,7 +60,7 @@ def context_of(traceparent: str | None) -> Context:
     return propagate.extract({"traceparent": traceparent} if traceparent else {})
 
 
-class RequestTrace(NamedTuple):
+class RequestTrace(msgspec.Struct, frozen=True, gc=False):
     """The trace of one HTTP request, and the span that stands for it here. Ids are lower-case hex."""
 
     trace_id: str
@@ -74,7 +76,7 @@ class RequestTrace(NamedTuple):
         """What the request's own span continues."""
         if self.parent_id is None:
             return Context()
-        return self._replace(span_id=self.parent_id).context()
+        return msgspec.structs.replace(self, span_id=self.parent_id).context()
 
     def context(self) -> Context:
         """The request as the current span, for what has no span of its own."""
@@ -96,7 +98,7 @@ _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 def begin_request_trace(headers: Iterable[tuple[bytes, bytes]], sample_ratio: float) -> RequestTrace:
     """Continue the trace of a valid `traceparent` header (W3C Trace Context, level 1), as sampled as it is, or
     begin one that is sampled with this probability."""
-    ids = (getrandbits(192) | _NEVER_ZERO).to_bytes(24, "big").hex()
+    ids = f"{getrandbits(192) | _NEVER_ZERO:048x}"
     span_id = ids[32:]
     for name, value in headers:
         if name == b"traceparent":

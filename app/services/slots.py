@@ -7,6 +7,12 @@ import msgspec
 Name = tuple[str, str]
 """A product's id and a location."""
 
+
+def place(name: Name) -> str:
+    """A row's place in the caches, as location/product. No id has a slash, so no two rows share one."""
+    return f"{name[1]}/{name[0]}"
+
+
 UNKNOWN = -1
 """The version of a row that is known not to exist: below every real one, so any real one replaces it."""
 

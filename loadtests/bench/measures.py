@@ -29,6 +29,8 @@ PRICE, BATCH = "/api/v1/price", "/api/v1/prices/batch"
 AT_HAND = 100_000
 """Rows that an API process keeps in its near cache, by default."""
 MB = 1_000_000
+SERVICE = {"BENCH_WORKER_CLASS": "gunicorn_config.PricingWorker"}
+"""The service's own worker class, for what knows its protocol."""
 
 
 @dataclass
@@ -154,14 +156,15 @@ def ladder(bench: Bench) -> Iterator[Result]:
     servers: dict[str, Server] = {}
     with ExitStack() as stack:
         for name in RUNGS:
-            servers[name] = stack.enter_context(bench.beside(f"loadtests.bench.rungs:{name}()"))
-            if name not in ("nothing", "decode"):
+            worker = {} if name == "asgi" else SERVICE
+            servers[name] = stack.enter_context(bench.beside(f"loadtests.bench.rungs:{name}()", **worker))
+            if name not in ("asgi", "nothing", "decode"):
                 load.check(servers[name], bench.bodies[:50])
                 bench.warm(servers[name])
         seen = bench.in_turns(servers, PRICE, bench.at_hand)
-    ceiling = [run.per_s for run in seen["nothing"]]
+    ceiling = [run.per_s for run in seen["asgi"]]
     for name, words in RUNGS.items():
-        yield result(f"ladder: {words}", "requests/s", [run.per_s for run in seen[name]], ceiling, "nothing")
+        yield result(f"ladder: {words}", "requests/s", [run.per_s for run in seen[name]], ceiling, "ceiling")
         yield result(f"ladder: {words}", "µs CPU/request", [run.cpu_us for run in seen[name]])
 
 
@@ -282,7 +285,7 @@ def near_entries(product: Product) -> float:
 def workers(bench: Bench) -> Iterator[Result]:
     """The service under uvicorn-worker and under gunicorn's own ASGI worker."""
     with (
-        bench.beside("loadtests.bench.rungs:whole()") as uvicorn,
+        bench.beside("loadtests.bench.rungs:whole()", **SERVICE) as uvicorn,
         bench.beside("loadtests.bench.rungs:whole()", BENCH_WORKER_CLASS="asgi") as native,
     ):
         for server in (uvicorn, native):

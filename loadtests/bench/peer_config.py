@@ -2,10 +2,17 @@
 
 import os
 
-from gunicorn_config import control_socket_disable, graceful_timeout, keepalive, timeout, worker_tmp_dir
+from gunicorn_config import PricingWorker, control_socket_disable, graceful_timeout, keepalive, timeout, worker_tmp_dir
 
-__all__ = ["control_socket_disable", "graceful_timeout", "keepalive", "timeout", "worker_tmp_dir"]
+__all__ = ["PlainWorker", "control_socket_disable", "graceful_timeout", "keepalive", "timeout", "worker_tmp_dir"]
 
-worker_class = os.environ.get("BENCH_WORKER_CLASS", "gunicorn_config.PricingWorker")
+
+class PlainWorker(PricingWorker):
+    """Without the service's own protocol: applications know nothing but ASGI."""
+
+    CONFIG_KWARGS = PricingWorker.CONFIG_KWARGS | {"http": "httptools"}
+
+
+worker_class = os.environ.get("BENCH_WORKER_CLASS", "loadtests.bench.peer_config.PlainWorker")
 workers = int(os.environ["PRICING_WORKERS"])
 bind = f"127.0.0.1:{os.environ['PRICING_PORT']}"

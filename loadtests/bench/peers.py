@@ -24,7 +24,7 @@ Load = Callable[[PriceRequest], Awaitable[QuoteAnswer]]
 
 def ceiling() -> ASGIApp:
     """A constant of an answer's size, whatever is asked."""
-    body = b'{"answer":"%b"}' % (b"x" * (int(os.environ["BENCH_ANSWER_BYTES"]) - 13))
+    body = constant()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,6 +38,10 @@ def ceiling() -> ASGIApp:
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def constant() -> bytes:
+    return b'{"answer":"%b"}' % (b"x" * (int(os.environ["BENCH_ANSWER_BYTES"]) - 13))
 
 
 def ordinary() -> FastAPI:

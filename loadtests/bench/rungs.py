@@ -1,91 +1,99 @@
 """The ladder: the service's own parts, one more on each rung, each as an application.
 
-What a rung cannot answer from memory goes to the service's endpoint, so each fills its near cache as the service
-does. The last rung, the request middleware, is the service.
+What a rung cannot answer at once goes to the service, which fills its near cache; the last rung is the service.
 """
+
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import quick
-from app.bootstrap import open_api_resources
-from app.main import create_api, create_app
-from app.observability.requests import RequestLog
+from app.api.middleware import RequestMiddleware
+from app.main import create_app
 from app.observability.tracing import begin_request_trace
 from app.settings import Settings
 from loadtests.bench import peers
 
 RUNGS = {
-    "nothing": "a constant under the same server",
-    "decode": "+ the body taken, decoded and validated",
+    "asgi": "a constant by ASGI: the ceiling",
+    "nothing": "a constant, without ASGI",
+    "decode": "+ the body decoded and validated",
     "answer": "+ the price found in the near cache, its answer sent",
     "trace": "+ the trace continued or begun, traceparent in the answer",
     "durations": "+ the span if sampled, durations and counts",
     "whole": "+ access records: the service",
 }
 
+PATH = "/api/v1/price"
 
-def nothing() -> ASGIApp:
+AtOnce = Callable[[bytes, list[tuple[bytes, bytes]], bytes], bytes | None]
+
+
+class Rung:
+    """The service, but for what is answered at once."""
+
+    def __init__(self, make: Callable[[RequestMiddleware, Settings], AtOnce]) -> None:
+        settings = Settings(log_level="warning")
+        self._service = create_app(settings)
+        self.paths = frozenset({PATH.encode()})
+        self.at_once = make(self._service, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._service(scope, receive, send)
+
+
+def asgi() -> ASGIApp:
     return peers.ceiling()
 
 
+def nothing() -> ASGIApp:
+    constant = _rest(peers.constant())
+    return Rung(lambda service, settings: lambda path, headers, body: constant)
+
+
 def decode() -> ASGIApp:
-    constant = peers.ceiling()
+    constant = _rest(peers.constant())
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            message = await receive()
-            quick.decode_request(message["body"])
-        await constant(scope, receive, send)
+    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+        quick.decode_request(body)
+        return constant
 
-    return app
+    return Rung(lambda service, settings: at_once)
 
 
 def answer() -> ASGIApp:
-    return _answering(with_trace=False)
+    return Rung(lambda service, settings: _answering(service.quick_way))
 
 
 def trace() -> ASGIApp:
-    return _answering(with_trace=True)
+    def make(service: RequestMiddleware, settings: Settings) -> AtOnce:
+        answering = _answering(service.quick_way)
+
+        def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+            found = answering(path, headers, body)
+            trace = begin_request_trace(headers, settings.trace_sample_ratio)
+            return found and b"traceparent: %b\r\n%b" % (trace.traceparent, found)
+
+        return at_once
+
+    return Rung(make)
 
 
 def durations() -> ASGIApp:
-    return create_app(Settings(log_level="warning"))
+    return Rung(lambda service, settings: service.at_once)
 
 
 def whole() -> ASGIApp:
     return create_app()
 
 
-def _answering(with_trace: bool) -> ASGIApp:
-    settings = Settings(log_level="warning")
-    resources = open_api_resources(settings)
-    api = create_api(settings, resources, RequestLog("bench", lines=False))
-    quick_way = quick.QuickWay(resources.near, resources.reader.bring)
+def _answering(quick_way: quick.QuickWay) -> AtOnce:
+    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        found = quick_way.answer(PATH, body) if quick.JSON in headers else None
+        return found and _rest(found.body)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await api(scope, receive, send)
-            return
-        traceparent = None
-        if with_trace:
-            traceparent = begin_request_trace(scope["headers"], settings.trace_sample_ratio).traceparent
-        path = scope["path"]
-        if not (quick_way.serves(path) and scope["method"] == "POST" and quick.JSON in scope["headers"]):
-            await api(scope, receive, send)
-            return
-        message = await receive()
-        found = quick_way.answer(path, message["body"]) or await quick_way.fetch(path, message["body"])
-        if found is None:
+    return at_once
 
-            async def again() -> dict:
-                return message
 
-            await api(scope, again, send)
-            return
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(found.body))]
-        if traceparent is not None:
-            headers.append((b"traceparent", traceparent))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": found.body})
-
-    return app
+def _rest(body: bytes) -> bytes:
+    return b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)

@@ -17,7 +17,8 @@ from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
 from app.domain.columns import Table
 from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
-from app.services.reading import Patience, SheetReader
+from app.services.loading import Patience
+from app.services.reading import SheetReader
 from app.services.repricing import reprice
 from app.services.slots import Name
 from tests.support.proxy import proxy_to

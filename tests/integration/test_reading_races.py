@@ -27,9 +27,10 @@ from app.domain.columns import ROW_KEYS
 from app.domain.rows import LIST_PRICE
 from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.breaker import Breaker
+from app.services.loading import Patience
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
-from app.services.reading import Patience, SheetReader
+from app.services.reading import SheetReader
 from app.services.repricing import reprice
 from app.services.slots import Leased, Name, Slot
 from tests.support.stores import Stores

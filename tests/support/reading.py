@@ -14,10 +14,11 @@ from app.adapters.store import Store
 from app.bootstrap import BREAKER_FAILURES, BREAKER_OPEN_MS, FEED_TIMEOUT_S, monotonic_ms, now_ms
 from app.errors import Unavailable
 from app.services.breaker import Breaker
+from app.services.loading import Found, Patience
 from app.services.near_cache import NearCache
 from app.services.ports import Clock
 from app.services.quoting import load_slots
-from app.services.reading import Found, Patience, SheetReader
+from app.services.reading import SheetReader
 from app.services.slots import Name, Slot
 from app.settings import Settings
 

@@ -1,12 +1,17 @@
 """What a near cache may answer, and what it must have forgotten."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.domain.sheet import encode_sheet
 from app.services.near_cache import NearCache
-from app.services.slots import UNKNOWN, Name, Slot
+from app.services.slots import UNKNOWN, Name, Slot, place
+from tests.unit.strategies import batch, promotion, row
 
+(SHEET,) = batch([row()], promotions=[promotion()]).sheets()
 NAME: Name = ("P-1", "NY")
+OTHER: Name = ("P-2", "LA")
 SILENCE_MS = 2_000
 FOREVER = 10**15
 
@@ -20,7 +25,8 @@ class Clock:
 
 
 def slot(version: int, fresh_until: int = FOREVER) -> Slot:
-    return Slot(version, 0, fresh_until, b"%d" % version)
+    sheet = msgspec.structs.replace(SHEET, version=version)
+    return Slot(version, 0, fresh_until, b"there is none" if version == UNKNOWN else encode_sheet(sheet))
 
 
 def near(capacity: int = 10) -> tuple[NearCache, Clock]:
@@ -36,8 +42,16 @@ def keep(cache: NearCache, version: int = 1, name: Name = NAME, fresh_until: int
 
 
 def version(cache: NearCache, name: Name = NAME, now: int = 0) -> int | None:
+    """What would be answered; on the way, that nothing else is at hand."""
     entry = cache.fresh(name, now)
+    at_hand = cache.at_hand(place(name), now) if cache.trusted else None
+    assert at_hand is None or (entry is not None and at_hand == entry.sheet)
     return None if entry is None else entry.slot.version
+
+
+def at_hand(cache: NearCache, now: int) -> int | None:
+    sheet = cache.at_hand(place(NAME), now)
+    return None if sheet is None else sheet.version
 
 
 def test_nothing_is_kept_before_the_feed_is_heard() -> None:
@@ -51,6 +65,15 @@ def test_what_is_kept_is_answered_until_it_expires() -> None:
     keep(cache, fresh_until=100)
     assert (version(cache, now=99), version(cache, now=100)) == (1, None)
     assert cache.last_known(NAME) == slot(1, 100)
+
+
+def test_what_is_known_is_at_hand_until_it_should_be_refreshed_give_or_take_a_second() -> None:
+    cache, _ = near()
+    cache.put(NAME, slot(7), 100_500, cache.epoch)
+    assert [at_hand(cache, now) for now in (0, 99_499, 100_500)] == [7, 7, None]
+    assert version(cache, now=100_500) == 7
+    cache.put(NAME, slot(UNKNOWN), FOREVER, cache.epoch)
+    assert at_hand(cache, 0) is None
 
 
 def test_silence_up_to_the_bound_is_trusted_and_not_a_millisecond_more() -> None:
@@ -134,32 +157,47 @@ def test_the_creation_of_a_product_takes_away_that_it_was_unknown() -> None:
 
 def test_what_was_read_before_an_update_was_told_is_not_kept_after_it() -> None:
     cache, clock = near()
-    cache.told(NAME, 2)
-    for clock.now in (0, 9_000):
-        cache.heard(clock.now)
-        keep(cache, 1)
-        assert version(cache) is None
-    keep(cache, 2)
-    assert version(cache) == 2
+    with cache.reading([NAME]):
+        with cache.reading([NAME, OTHER]):
+            cache.told(NAME, 2)
+        for clock.now in (0, 9_000, 60_000):
+            cache.heard(clock.now)
+            keep(cache, 1)
+            assert version(cache) is None
+        keep(cache, 2)
+        assert version(cache) == 2
 
 
 def test_an_older_update_that_is_told_late_does_not_make_its_sheet_welcome() -> None:
     cache, _ = near()
-    cache.told(NAME, 3)
-    cache.told(NAME, 2)
-    keep(cache, 2)
-    assert version(cache) is None
-
-
-def test_what_was_told_is_remembered_for_ten_seconds_while_others_are_told() -> None:
-    """A reader that holds a slot longer than that has given up long before."""
-    cache, clock = near()
-    cache.told(NAME, 2)
-    for clock.now in range(0, 10_001, 500):
-        cache.told((f"P-{clock.now}", "LA"), 1)
-        cache.heard(clock.now)
-        keep(cache, 1)
+    with cache.reading([NAME]):
+        cache.told(NAME, 3)
+        cache.told(NAME, 2)
+        keep(cache, 2)
         assert version(cache) is None
+
+
+def test_what_is_told_matters_only_for_what_is_at_hand_or_being_read() -> None:
+    cache, _ = near()
+    keep(cache)
+    with cache.reading([OTHER]):
+        assert [cache.concerned(place(name)) for name in (NAME, OTHER, ("P-3", "NY"))] == [True, True, False]
+    assert not cache.concerned(place(OTHER))
+
+
+def test_rows_that_change_again_and_again_keep_their_room_and_no_more() -> None:
+    cache, _ = near(capacity=3)
+    rows: list[Name] = [(f"P-{n}", "NY") for n in range(3)]
+    for number in range(1, 10):
+        for name in rows:
+            cache.told(name, number)
+            keep(cache, number, name)
+        assert len(cache) == 3
+        assert [version(cache, name) for name in rows] == [number] * 3
+    cache.told(rows[0], 10)
+    assert (len(cache), len(cache.hits())) == (2, 2)
+    keep(cache, 1, OTHER)
+    assert (len(cache), version(cache, OTHER)) == (3, 1)
 
 
 def test_clearing_forgets_also_what_would_be_served_stale() -> None:
@@ -190,27 +228,6 @@ def test_what_is_asked_for_stays_when_others_have_to_go() -> None:
     assert version(cache, ("P-9", "NY")) == 1
 
 
-def test_finished_answers_are_kept_for_half_as_many_as_there_is_room_for_and_vanish_with_their_rows() -> None:
-    cache, _ = near(capacity=4)
-    entries = []
-    for number in range(3):
-        keep(cache, name=(f"P-{number}", "NY"))
-        entry = cache.fresh((f"P-{number}", "NY"), 0)
-        assert entry is not None
-        cache.remember(entry, number == 1, b"an answer")
-        entries.append(entry)
-    assert [(entry.everyone, entry.member) for entry in entries] == [
-        (b"an answer", None),
-        (None, b"an answer"),
-        (None, None),
-    ]
-    cache.told(("P-0", "NY"), 2)
-    cache.remember(entries[2], False, b"an answer")
-    assert entries[2].everyone == b"an answer"
-    cache.remember(entries[1], False, b"an answer")
-    assert entries[1].everyone is None
-
-
 names = st.sampled_from([("P-1", "NY"), ("P-2", "NY"), ("P-3", "NY")])
 steps = st.one_of(
     st.tuples(st.just("put"), names, st.integers(1, 5)),
@@ -225,22 +242,22 @@ steps = st.one_of(
 def test_nothing_older_than_what_was_told_is_ever_answered_and_the_bound_is_kept(
     capacity: int, taken: list[tuple[str, Name, int]]
 ) -> None:
+    """Whatever is put was read before all that is told."""
     cache, clock = near(capacity)
     told = dict.fromkeys([name for _, name, _ in taken], 0)
-    for step, name, n in taken:
-        if step == "put":
-            keep(cache, n, name)
-        elif step == "told":
-            cache.told(name, n)
-            told[name] = max(told[name], n)
-        elif step == "lost":
-            cache.lost()
-            cache.heard(clock.now)
-        elif step == "wait":
-            clock.now += n
-            cache.heard(clock.now)
-        else:
-            assert (version(cache, name) or 10) >= told[name]
-        assert len(cache) <= capacity
-        if clock.now > 10_000:
-            break
+    with cache.reading(list(told)):
+        for step, name, n in taken:
+            if step == "put":
+                keep(cache, n, name)
+            elif step == "told":
+                cache.told(name, n)
+                told[name] = max(told[name], n)
+            elif step == "lost":
+                cache.lost()
+                cache.heard(clock.now)
+            elif step == "wait":
+                clock.now += n
+                cache.heard(clock.now)
+            else:
+                assert (version(cache, name) or 10) >= told[name]
+            assert len(cache) == len(cache.hits()) <= capacity

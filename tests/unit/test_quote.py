@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.columns import PolicyKind, Segment
-from app.domain.money import currency
+from app.domain.money import SCALE, currency
 from app.domain.quote import MAX_QUANTITY, Quote, discount_rate, instant, quote
 from app.domain.sheet import PriceSheet
 from tests.unit.strategies import HOUR, NOON, batch, batches, policy, promotion, row
@@ -156,7 +156,7 @@ def test_members_and_everyone_get_their_own_price_from_one_sheet() -> None:
      (20_001, 20_000, "0.0000"), (0, 0, "0.0000")],
 )  # fmt: skip
 def test_a_discount_rate_has_four_decimals_half_up(base: int, final: int, rate: str) -> None:
-    assert str(discount_rate(base, final)) == rate
+    assert str(discount_rate(base * SCALE, final * SCALE)) == rate
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9998, 12, 31), timezones=st.just(UTC)), st.integers(0, 999))

@@ -1,6 +1,7 @@
 """What requests leave behind: counted as if one by one, written as JSON, and nothing lost at the end."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from app.observability import metrics
-from app.observability.requests import Record, RequestLog
+from app.observability.requests import MAX_BACKLOG, Kind, Record, RequestLog
 from tests.support.waiting import eventually
 
 BUCKETS = (0.001, 0.01, 0.1)
@@ -55,8 +56,8 @@ def requests(route: str) -> float:
     return sum(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
-def record(route: str = "/api/v1/price", at_hand: bool = False) -> Record:
-    return Record(time.time(), "POST", route, 200, 0.0012345, TRACE, at_hand)
+def record(route: str = "/api/v1/price", at_hand: int = 0) -> Record:
+    return time.perf_counter(), Kind("POST", route, 200), 0.0012345, TRACE, at_hand
 
 
 def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
@@ -82,7 +83,7 @@ def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.Capt
 
     def answer(process: int) -> None:
         for n in range(2_000):
-            log.note(Record(time.time(), "POST", "/noted", 200, 0.001, f"{process}-{n}", n % 2 == 0))
+            log.note((time.perf_counter(), Kind("POST", "/noted", 200), 0.001, f"{process}-{n}", n % 2))
 
     threads = [threading.Thread(target=answer, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -117,3 +118,30 @@ def test_a_log_that_cannot_be_written_does_not_end_the_counting(monkeypatch: pyt
             eventually(lambda: requests("/full") == n + 1)  # noqa: B023
         log.stop()
         monkeypatch.undo()
+
+
+def dropped() -> float:
+    return metrics.access_records_dropped._value.get()  # type: ignore[no-any-return]
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_counting_nor_the_end_and_what_is_dropped_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pipe takes 64 kB, and then nothing."""
+    before, count = dropped(), MAX_BACKLOG // 100
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", TextIOWrapper(full, write_through=True))
+        log = RequestLog("api", lines=True)
+        log.start()
+        for _ in range(count):
+            log.note(record("/blocked"))
+        eventually(lambda: requests("/blocked") == count)
+        eventually(lambda: dropped() > before)
+        log.stop()
+        monkeypatch.undo()
+        full.close()
+        written = [json.loads(line)["route"] for line in pipe]
+    assert set(written) == {"/blocked"}
+    assert 0 < len(written) < count
+    assert dropped() - before < count

@@ -1,0 +1,189 @@
+"""Loading rows: one load per row, in this process by a future that is shared, across processes by a lease."""
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+from uuid import uuid4
+
+from app.errors import Unavailable
+from app.services.breaker import Breaker
+from app.services.near_cache import NearCache
+from app.services.ports import Clock
+from app.services.slots import Leased, Name, Slot, SlotCache
+
+T = TypeVar("T")
+
+Source = Literal["cache", "database", "stale"]
+
+Load = Callable[[Sequence[Name]], Awaitable[dict[Name, Slot]]]
+"""Slots from the database. Raises `Unavailable`."""
+
+
+class Found(NamedTuple):
+    slot: Slot
+    source: Source
+
+
+@dataclass(frozen=True)
+class Patience:
+    """In ms: how long a reader waits for the shared cache, for a load where a stale answer is at hand (`soft`) and
+    where none is (`hard`); how long a lease lasts; how long a row is served stale before a load is tried again."""
+
+    cache: int = 250
+    soft: int = 100
+    hard: int = 3_000
+    lease: int = 2_000
+    throttle: int = 1_000
+
+
+PATIENCE = Patience()
+
+
+class Loads:
+    """The loads of one process, and the two stores that they go to, each behind its breaker."""
+
+    def __init__(
+        self,
+        near: NearCache,
+        cache: SlotCache,
+        load: Load,
+        breaker: Breaker,
+        cache_breaker: Breaker,
+        clock: Clock,
+        patience: Patience,
+    ) -> None:
+        self._near, self._cache, self._load, self._clock, self._patience = near, cache, load, clock, patience
+        self._breaker, self._cache_breaker = breaker, cache_breaker
+        self._loading: dict[Name, asyncio.Future[Found]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._not_before: dict[Name, int] = {}
+        self._load_ms = 5.0
+
+    def forget(self, name: Name) -> None:
+        """Whoever asks for this row from now on does not join a load that may have begun before."""
+        self._loading.pop(name, None)
+
+    def forget_all(self) -> None:
+        self._loading.clear()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether anything is being loaded."""
+        return bool(self._loading)
+
+    def throttle(self, name: Name) -> None:
+        """A load has failed, or takes long, and the row is served stale: it is not loaded again for a while."""
+        self._not_before[name] = self._clock() + self._patience.throttle
+
+    def throttled(self, name: Name) -> bool:
+        return self._not_before.get(name, 0) > self._clock()
+
+    def start(self, names: Sequence[Name], *, early: bool = False) -> dict[Name, asyncio.Future[Found]]:
+        """What will be known of these rows; those that nobody in this process is fetching are fetched from now on.
+        `early`: although they are fresh."""
+        futures = {name: self._loading.get(name) for name in names}
+        new = [name for name, future in futures.items() if future is None]
+        if new:
+            loop = asyncio.get_running_loop()
+            started = {name: loop.create_future() for name in new}
+            self._loading.update(started)
+            task = asyncio.create_task(self._fetch_into(started, early))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        return {name: self._loading[name] for name in names}
+
+    async def ask_cache(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """What the shared cache answers; None where it is away, or slower than the database would be."""
+        try:
+            self._cache_breaker.check()
+        except Unavailable:
+            return None
+        try:
+            async with asyncio.timeout(self._patience.cache / 1000):
+                answer = await ask()
+        except (Unavailable, TimeoutError):
+            self._cache_breaker.failed()
+            return None
+        self._cache_breaker.succeeded()
+        return answer
+
+    def keep(self, name: Name, slot: Slot, epoch: int) -> None:
+        """Into the near cache. The refresh time is drawn so that the more processes and the slower the load,
+        the earlier somebody refreshes (XFetch: Vattani, Chierichetti, Lowenstein 2015)."""
+        early_ms = self._load_ms * -math.log(1.0 - random.random())  # noqa: S311 - spreads load only
+        self._near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
+
+    async def _fetch_into(self, futures: dict[Name, asyncio.Future[Found]], early: bool) -> None:
+        """Settle every future, whatever happens: a reader must never wait for one that nobody works on."""
+        error: Exception = Unavailable("the price could not be read")
+        try:
+            await self._fetch(futures, early)
+        except Exception as failure:  # handed on to whoever waits
+            error = failure
+        finally:
+            for name, future in futures.items():
+                if self._loading.get(name) is future:
+                    del self._loading[name]
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # looked at: a background refresh has nobody who waits
+
+    async def _fetch(self, futures: dict[Name, asyncio.Future[Found]], early: bool) -> None:
+        """Lease, load and fill; wait for the rows that another process is loading."""
+        token = uuid4().hex
+        waiting = list(futures)
+        deadline = self._clock() + self._patience.lease
+        pause_ms = 2.0
+        while waiting:
+            with self._near.reading(waiting):
+                epoch = self._near.epoch
+                leases = await self._lease(waiting, token, early)
+                if leases is None:
+                    self._settle(futures, await self._from_database(waiting), "database")
+                    return
+                mine, others = [], []
+                for name, (slot, granted) in zip(waiting, leases, strict=True):
+                    if granted:
+                        mine.append(name)
+                    elif slot is not None and self._clock() < slot.fresh_until:
+                        self.keep(name, slot, epoch)
+                        self._settle(futures, {name: slot}, "cache")
+                    else:
+                        others.append(name)
+            if mine:
+                loaded = await self._from_database(mine)
+                await self.ask_cache(lambda: self._cache.fill(loaded, token))  # noqa: B023 - called at once
+                self._settle(futures, loaded, "database")  # right, whether or not the cache took it
+            waiting = others
+            if waiting:
+                if self._clock() > deadline:
+                    self._settle(futures, await self._from_database(waiting), "database")
+                    return
+                await asyncio.sleep(pause_ms / 1000)
+                pause_ms = min(pause_ms * 2, 50)
+
+    async def _lease(self, names: list[Name], token: str, early: bool) -> list[Leased] | None:
+        now, lease_ms = self._clock(), self._patience.lease
+        return await self.ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
+
+    async def _from_database(self, names: Sequence[Name]) -> dict[Name, Slot]:
+        self._breaker.check()
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._patience.hard / 1000):
+                loaded = await self._load(names)
+        except (Unavailable, TimeoutError) as error:
+            self._breaker.failed()
+            raise Unavailable(f"the price could not be read: {error or 'PostgreSQL did not answer in time'}") from error
+        self._breaker.succeeded()
+        self._load_ms += (self._clock() - started - self._load_ms) / 8
+        return loaded
+
+    def _settle(self, futures: dict[Name, asyncio.Future[Found]], slots: dict[Name, Slot], source: Source) -> None:
+        for name, slot in slots.items():
+            self._not_before.pop(name, None)
+            if not futures[name].done():
+                futures[name].set_result(Found(slot, source))
