@@ -11,12 +11,14 @@ _ADVISORY_LOCK = 7_204_311
 
 def run() -> None:
     engine = make_engine(context.config.attributes["url"], pool_size=1)
-    with engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=metadata, compare_type=True)
-        with context.begin_transaction():
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-            context.run_migrations()
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            context.configure(connection=connection, target_metadata=metadata, compare_type=True)
+            with context.begin_transaction():
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+                context.run_migrations()
+    finally:
+        engine.dispose()
 
 
 run()

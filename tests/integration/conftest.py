@@ -11,6 +11,7 @@ from app.adapters.database import make_engine
 from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store
 from app.domain.columns import ROW_KEYS, Table
+from tests.support.recalculating import Jobs
 
 CATALOG = """
     INSERT INTO locations (location, name, currency, currency_number, time_zone)
@@ -37,6 +38,14 @@ def store(database_url: str) -> Iterator[Store]:
     store = Store(make_engine(database_url, pool_size=8))
     yield store
     store.close()
+
+
+@pytest.fixture
+def jobs(store: Store, valkey: redis.Redis, database_url: str) -> Jobs:
+    """Twenty rows: P-1 … P-10, each at 10.00 in NY and at 1000 in TYO; P-1 is coffee, P-2 tea."""
+    jobs = Jobs(store, valkey, database_url)
+    jobs.add_products(3, 10)
+    return jobs
 
 
 @pytest.fixture

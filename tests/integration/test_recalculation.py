@@ -7,32 +7,21 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-import redis
 
-from app.adapters.store import Store
+from app.adapters.locks import Locks
 from app.bootstrap import now_ms
 from app.domain.columns import AFTER_ALL, BEFORE_ALL
 from app.domain.rows import LIST_PRICE, RowScope, SignalChange
 from app.domain.task import TaskState
 from app.errors import LockLost, NotFound, TaskEnded, Unavailable
 from app.services import tasks
+from app.services.recalculation import hint_abandoned
 from app.services.repricing import reprice
+from app.services.retention import forget_old
 from tests.support.recalculating import Jobs, Written, price
 from tests.support.waiting import eventually
 
 ROWS = 20
-
-
-@pytest.fixture
-def jobs(store: Store, valkey: redis.Redis, database_url: str) -> Jobs:
-    """Twenty rows: P-1 … P-10, each at 10.00 in NY and at 1000 in TYO; P-1 is coffee, P-2 tea."""
-    jobs = Jobs(store, valkey, database_url)
-    jobs.sql("INSERT INTO products (product_id, name) SELECT 'P-' || n, 'P' FROM generate_series(3, 10) n")
-    jobs.sql(
-        "INSERT INTO list_prices SELECT product_key, location_key, 1000, 0 FROM products, locations"
-        " ON CONFLICT DO NOTHING"
-    )
-    return jobs
 
 
 def somebody_waits(jobs: Jobs) -> bool:
@@ -558,3 +547,110 @@ def test_a_part_whose_row_another_transaction_holds_is_left_to_it(jobs: Jobs) ->
         assert jobs.task().parts_succeeded == 4
     jobs.service.work_on("t", 0)
     assert jobs.task().state is TaskState.SUCCEEDED
+
+
+def hint_abandoned_work(jobs: Jobs) -> list[tuple[str, int | None]]:
+    """What a listener hints."""
+    jobs.hints.clear()
+    hint_abandoned(jobs.store, Locks(jobs.valkey, 30), jobs)
+    return list(jobs.hints)
+
+
+def make_old(jobs: Jobs, seconds: int = 10) -> None:
+    for table in ("tasks", "task_parts"):
+        jobs.sql(f"UPDATE {table} SET updated_at = updated_at - make_interval(secs => %s)", seconds)
+
+
+def test_work_that_nobody_does_is_hinted_again(jobs: Jobs) -> None:
+    jobs.create("begun")
+    jobs.service.work_on("begun", None)
+    jobs.hints.clear()
+    jobs.create("waits")
+    jobs.create("queued", [RowScope(category_key=1)])
+    jobs.create("ended", [RowScope(category_key=2)])
+    jobs.run("ended")
+    jobs.create("cancelled", [RowScope(product_key=3)])
+    jobs.service.work_on("cancelled", None)
+    tasks.cancel(jobs.store, "cancelled")
+    assert hint_abandoned_work(jobs) == [], "it has just been moved"
+    make_old(jobs)
+    jobs.service.work_on("begun", 1)
+    assert set(hint_abandoned_work(jobs)) == {("begun", 0), ("begun", 2), ("begun", 3), ("begun", 4), ("queued", None)}
+
+
+def test_a_part_that_is_held_or_hinted_already_gets_no_further_hint(jobs: Jobs) -> None:
+    jobs.create()
+    jobs.service.work_on("t", None)
+    make_old(jobs)
+    locks, seen = Locks(jobs.valkey, 30), []
+    assert locks.hint("task:t:1", 60)
+    locks.in_rounds("task:t:0", lambda _: bool(seen.extend(hint_abandoned_work(jobs))), 0)
+    assert seen == [("t", 2), ("t", 3), ("t", 4)]
+
+
+def test_a_task_that_ran_but_was_not_divided_when_its_worker_died_is_begun_again(jobs: Jobs) -> None:
+    jobs.create()
+    with jobs.store.transaction() as tx:
+        assert tx.tasks.begin("t") == [RowScope()]
+    make_old(jobs)
+    assert hint_abandoned_work(jobs) == [("t", None)]
+    jobs.act_on_all()
+    assert jobs.task().state is TaskState.SUCCEEDED
+
+
+def test_an_import_is_given_longer_since_it_shows_less_often_that_it_lives(jobs: Jobs) -> None:
+    with jobs.store.transaction() as tx:
+        for name in ("import:shop:1", "importing:shop:2"):
+            tx.tasks.create(name, [RowScope()], cause="import:shop", shared=False)
+    make_old(jobs, 100)
+    assert hint_abandoned_work(jobs) == []
+    make_old(jobs, 100)
+    assert hint_abandoned_work(jobs) == [("import:shop:1", None), ("importing:shop:2", None)]
+
+
+def test_a_resumed_task_is_hinted_at_once(jobs: Jobs) -> None:
+    jobs.create()
+    tasks.cancel(jobs.store, "t")
+    tasks.resume(jobs.store, "t")
+    assert hint_abandoned_work(jobs) == [("t", None)]
+
+
+def test_who_takes_over_from_a_cancelled_task_is_hinted_at_once(jobs: Jobs) -> None:
+    jobs.create("first")
+    jobs.create("second")
+    tasks.cancel(jobs.store, "first")
+    assert hint_abandoned_work(jobs) == [("second", None)]
+
+
+def test_what_is_older_than_its_days_is_forgotten_and_nothing_else(jobs: Jobs) -> None:
+    for name in ("old", "joined", "new"):
+        jobs.create(name, [RowScope(category_key=1 if name != "new" else 2)])
+    for name in ("old", "new"):
+        jobs.run(name)
+    jobs.create("unfinished", [RowScope(product_key=3)])
+    with jobs.store.transaction() as tx:
+        tx.events.claim({"old": [], "new": []})
+    jobs.sql("UPDATE tasks SET ended_at = now() - interval '31 days' WHERE task_id = 'old'")
+    jobs.sql("UPDATE tasks SET created_at = now() - interval '31 days' WHERE task_id = 'unfinished'")
+    jobs.sql("UPDATE processed_events SET processed_at = now() - interval '31 days' WHERE event_id = 'old'")
+    assert forget_old(jobs.store, 30) == 2
+    assert jobs.sql("SELECT task_id FROM tasks ORDER BY 1") == [("new",), ("unfinished",)]
+    assert jobs.sql("SELECT DISTINCT task_id FROM task_parts") == [("new",)]
+    assert jobs.sql("SELECT event_id FROM processed_events") == [("new",)]
+    assert forget_old(jobs.store, 30) == 0
+
+
+def test_much_is_forgotten_in_small_transactions(jobs: Jobs) -> None:
+    jobs.sql(
+        "INSERT INTO processed_events (event_id, processed_at)"
+        " SELECT 'e-' || n, now() - interval '31 days' FROM generate_series(1, 2500) n"
+    )
+    jobs.sql(
+        "CREATE FUNCTION count_them() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT count(*) FROM gone) > 1000 THEN RAISE EXCEPTION 'too many'; END IF; RETURN NULL; END $$;"
+    )
+    jobs.sql(
+        "CREATE TRIGGER small AFTER DELETE ON processed_events REFERENCING OLD TABLE AS gone"
+        " FOR EACH STATEMENT EXECUTE FUNCTION count_them()"
+    )
+    assert forget_old(jobs.store, 30) == 2500

@@ -59,6 +59,15 @@ class Jobs:
             cursor = connection.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
 
+    def add_products(self, first: int, last: int) -> None:
+        """P-<first> … P-<last>, in no category, each at 1000 (minor units) everywhere."""
+        numbers = "INSERT INTO products (product_id, name) SELECT 'P-' || n, 'P' FROM generate_series(%s::int, %s) n"
+        self.sql(numbers, first, last)
+        self.sql(
+            "INSERT INTO list_prices SELECT product_key, location_key, 1000, 0 FROM products, locations"
+            " ON CONFLICT DO NOTHING"
+        )
+
     def another(self, **changes: object) -> Recalculation:
         """A second worker, with a cache or a batch size of its own for example."""
         return replace(self.service, **changes)  # type: ignore[arg-type]
