@@ -82,6 +82,15 @@ class RowScans:
         keys["product_key"], keys["location_key"] = found["product_key"], found["location_key"]
         return keys[found["n"] % nth == 0], int(found["n"][-1]) if len(found) else 0
 
+    def holders(self) -> set[str]:
+        """The transactions, by their virtual ids, that hold rows in order to reprice them."""
+        locks = (
+            "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowShareLock' AND granted"
+            " AND relation = 'list_prices'::regclass"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        return set(self._connection.execute(sa.text(locks)).scalars())
+
     def currencies(self, scope: RowScope) -> set[Currency]:
         """The currencies in which the rows of a scope are priced."""
         condition, parameters = rows_in([scope])

@@ -5,6 +5,7 @@ about a second, under the part's lock; then it queues its next turn, so that a w
 Each batch is a transaction of its own.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from app.domain.columns import RowKey, Table
 from app.domain.sheet import EncodedSheet
 from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
-from app.errors import PricingError
+from app.errors import PricingError, Unavailable
 from app.services.ports import Clock, Held, Locks, SheetCache, Store, TaskQueue, Transaction, Turn
 from app.services.repricing import out_of_date, reprice, row_keys
 
@@ -30,6 +31,9 @@ MOST_HINTED = 1_000
 SAMPLE = 8
 """Keys that are looked at for each part that a task may be divided into: the parts' sizes differ by less."""
 
+
+LOOK_S, LONGEST_HELD_S = 0.01, 10.0
+"""How often a beginning task looks whether rows are still held, and for how long, in seconds."""
 
 MOST_TEXT = 500
 
@@ -51,7 +55,9 @@ class Recalculation:
     batch_rows: int
     part_rows: int
     max_attempts: int
+    turn_ms: int = TURN_MS
     on_batch: Callable[[int, int], None] = lambda rows, changed: None
+    pause: Callable[[float], None] = time.sleep
 
     def work_on(self, task_id: str, part: int | None) -> None:
         """Work on a part for a turn, and queue its next one, or what waits for the task's end; without a part, begin
@@ -74,11 +80,29 @@ class Recalculation:
     def _begin(self, task_id: str) -> list[Hint]:
         with self.store.transaction() as tx:
             scopes = tx.tasks.begin(task_id)
+        if scopes is not None:
+            self._outwait_holders(task_id)
         with self.store.transaction() as tx:
             if scopes is not None:
                 sample, total = tx.rows.every_nth(max(1, self.part_rows // SAMPLE), scopes)
                 tx.tasks.divide(task_id, total, slices(sample, total, self.part_rows))
             return [(task_id, part) for part in tx.parts.open(task_id)]
+
+    def _outwait_holders(self, task_id: str) -> None:
+        """Wait until whoever holds rows now has committed. It may have read the rules before the change that the task
+        is for, and what it writes then would be seen by nobody: a batch looks without locks, and judges a row by what
+        is committed. Whoever comes later reads the rules as they are now."""
+        waited_s, holders = 0.0, self._holders()
+        while holders:
+            if waited_s > LONGEST_HELD_S:
+                raise Unavailable(f"task {task_id} waits for rows that are held for more than {LONGEST_HELD_S:g} s")
+            self.pause(LOOK_S)
+            waited_s += LOOK_S
+            holders &= self._holders()
+
+    def _holders(self) -> set[str]:
+        with self.store.transaction() as tx:
+            return tx.rows.holders()
 
 
 def hint_abandoned(store: Store, locks: Locks, queue: TaskQueue) -> None:
@@ -137,7 +161,7 @@ class _PartTurn:
                     tx.parts.advance(self._task_id, self._part, cached)
                     if cached.ended:
                         return self._end(tx, TaskState.SUCCEEDED)
-                    if self._service.clock() - started >= TURN_MS:
+                    if self._service.clock() - started >= self._service.turn_ms:
                         tx.parts.rest(self._task_id, self._part)
                         return [(self._task_id, self._part)]
                 keys, new = self._reprice(tx, turn, turn.after if cached is None else cached.last)

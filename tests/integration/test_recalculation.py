@@ -4,18 +4,21 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 
+import numpy as np
 import psycopg
 import pytest
 
 from app.adapters.locks import Locks
 from app.bootstrap import now_ms
-from app.domain.columns import AFTER_ALL, BEFORE_ALL
+from app.domain.columns import AFTER_ALL, BEFORE_ALL, ROW_KEYS
 from app.domain.rows import LIST_PRICE, RowScope, SignalChange
+from app.domain.rules import Policy, PolicyKindName
 from app.domain.task import TaskState
 from app.errors import LockLost, NotFound, TaskEnded, Unavailable
 from app.services import tasks
-from app.services.recalculation import hint_abandoned
+from app.services.recalculation import TURN_MS, hint_abandoned
 from app.services.repricing import reprice
 from app.services.retention import forget_old
 from tests.support.recalculating import Jobs, Written, price
@@ -93,7 +96,7 @@ def test_a_scope_of_everything_stands_for_all_others(jobs: Jobs) -> None:
 
 def test_a_turn_ends_after_its_time_and_the_next_goes_on_without_repeating_anything(jobs: Jobs) -> None:
     now = iter(range(0, 10**9, 600))
-    work = jobs.another(clock=lambda: now_ms() + next(now), part_rows=ROWS)
+    work = jobs.another(clock=lambda: now_ms() + next(now), part_rows=ROWS, turn_ms=TURN_MS)
     jobs.create()
     work.work_on("t", None)
     work.work_on("t", 0)
@@ -378,6 +381,58 @@ def test_an_update_that_comes_while_a_task_begins_makes_another_round(jobs: Jobs
     assert (jobs.task("second").joined, jobs.task("second").state) == (None, TaskState.WAITING)
     jobs.run("first")
     assert jobs.prices()[0] == 4000
+
+
+def test_what_was_computed_by_the_rules_before_a_change_is_looked_at_after_it(jobs: Jobs) -> None:
+    """An event's transaction has read the old rules; the rules change, and the task for that is begun; only then the
+    event's transaction commits. Its row has to be looked at after that."""
+    jobs.create("before")
+    with jobs.store.transaction() as tx:
+        tx.rules.save_policy(ceiling(50), 1)
+    jobs.run("before")
+    paused, committed = threading.Event(), threading.Event()
+
+    def pause(_: float) -> None:
+        paused.set()
+        committed.wait(10)
+
+    def change_rules() -> None:
+        with jobs.store.transaction() as tx:
+            tx.rules.save_policy(ceiling(20), 2)
+            tx.tasks.create("change", [RowScope(product_key=1)], cause="event:change")
+        jobs.another(pause=pause).work_on("change", None)
+        jobs.act_on_all()
+        paused.set()
+
+    changes = threading.Thread(target=change_rules)
+    with jobs.store.transaction() as tx:
+        tx.catalog.set_signals(LIST_PRICE, [(1, 1, 4000, 1)])
+        reprice(tx, np.array([(1, 1)], ROW_KEYS), now_ms, "event:late")
+        changes.start()
+        assert paused.wait(10)
+    committed.set()
+    changes.join()
+    assert jobs.task("change").state is TaskState.SUCCEEDED
+    assert jobs.prices()[0] == 2000
+
+
+def ceiling(dollars: int) -> Policy:
+    """The list price, but at most that; it says nothing of what costs less."""
+    return Policy(
+        policy_id="p", name="P", kind=PolicyKindName.LIST, ceiling=Decimal(dollars), currency="USD"
+    )  # fmt: skip
+
+
+def test_a_task_does_not_wait_for_rows_that_are_held_for_ever(jobs: Jobs) -> None:
+    jobs.create()
+    with jobs.store.transaction() as tx:
+        tx.prices.lock(np.array([(1, 1)], ROW_KEYS))
+        with pytest.raises(Unavailable, match="held for more than"):
+            jobs.another(pause=lambda _: None).work_on("t", None)
+    make_old(jobs)
+    assert hint_abandoned_work(jobs) == [("t", None)]
+    jobs.act_on_all()
+    assert jobs.task().state is TaskState.SUCCEEDED
 
 
 def test_an_update_between_the_last_batch_and_the_end_is_not_lost(jobs: Jobs) -> None:

@@ -36,7 +36,8 @@ class Written:
 
 @dataclass
 class Jobs:
-    """`service` works in this process; `hints` are what it has queued. Parts have 4 rows, batches 2."""
+    """`service` works in this process; `hints` are what it has queued. Parts have 4 rows, batches 2, and a turn
+    lasts for as long as there is work, however busy the machine."""
 
     store: Store
     valkey: redis.Redis
@@ -47,7 +48,7 @@ class Jobs:
     def __post_init__(self) -> None:
         self.service = Recalculation(
             store=self.store, cache=self.cache, locks=Locks(self.valkey, 30), queue=self, clock=now_ms,
-            batch_rows=2, part_rows=4, max_attempts=3,
+            batch_rows=2, part_rows=4, max_attempts=3, turn_ms=10**9,
         )  # fmt: skip
 
     def recalculate(self, task_id: str, part: int | None = None) -> None:
