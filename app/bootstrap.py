@@ -130,7 +130,10 @@ def open_api_resources(settings: Settings) -> ApiResources:
     cache_client = make_async_redis(where.cache, settings.store_timeout_s)
     cache = AsyncPriceCache(cache_client, where.lifetimes)
     publisher = AsyncPublisher(
-        make_async_redis(where.events, settings.store_timeout_s), where.names, settings.idempotency_ttl_s
+        make_async_redis(where.events, settings.store_timeout_s),
+        where.names,
+        settings.idempotency_ttl_s,
+        settings.max_backlog_events,
     )
     near = NearCache(settings.near_cache_entries, int(settings.near_cache_silence_s * 1000), monotonic_ms)
 

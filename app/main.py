@@ -55,5 +55,5 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
     for router in routers:
         api.include_router(router)
     problems.install(api, [route for router in routers for route in router.routes])
-    api.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    api.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, streamed={events.MANY})
     return api

@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     catalog: str = Field("sample", description="What an empty database is filled with: sample, none, or a path.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
 
+    max_bulk_bytes: int = Field(
+        5_242_880, ge=1024, description="Largest body of POST /api/v1/events that is read, in bytes."
+    )
+
     cache_ttl_s: int = Field(3600, ge=1, description="How long a cached price sheet is fresh, in seconds.")
     stale_ttl_s: int = Field(
         86_400, ge=0, description="How much longer it stays, to be served when nothing newer can be had, in seconds."
@@ -58,6 +62,12 @@ class Settings(BaseSettings):
         10.0, gt=0, description="After this another listener takes over what one has read, in seconds."
     )
     max_attempts: int = Field(5, ge=1, description="Failed attempts at one event before it is a dead letter.")
+    max_backlog_events: int = Field(
+        100_000, ge=1, description="New events are refused while so many wait to be applied."
+    )
+    replays_per_s: int = Field(
+        50, ge=1, le=10_000, description="Most dead letters that are replayed in a second, by all together."
+    )
     lock_ttl_s: float = Field(
         10.0, gt=0, description="How long a lock outlives the last renewal of a holder that died, in seconds."
     )

@@ -2,7 +2,7 @@
 quick way for prices that are at hand."""
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -143,13 +143,14 @@ def _replayed(first: Message, receive: Receive) -> Receive:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body over the limit, by its Content-Length or while it arrives."""
+    """Answers 413 to a body over the limit, by its Content-Length or while it arrives. The endpoints on the paths
+    `streamed` read theirs themselves."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, streamed: Collection[str] = ()) -> None:
+        self._app, self._max_bytes, self._streamed = app, max_bytes, frozenset(streamed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._streamed:
             await self._app(scope, receive, send)
             return
         if _content_length(scope) > self._max_bytes:

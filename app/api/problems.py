@@ -26,6 +26,9 @@ _logger = structlog.get_logger(__name__)
 
 
 class FieldError(BaseModel):
+    index: int | None = Field(
+        None, description="Which of many events, from 0; of NDJSON, which line.", exclude_if=lambda index: index is None
+    )
     path: str = Field(description="Where in the request, such as body.items.3.quantity.")
     message: str
 
@@ -39,7 +42,16 @@ class Problem(BaseModel):
     detail: str
     code: str
     trace_id: str | None = None
-    errors: list[FieldError] = Field(default_factory=list)
+    errors: list[FieldError] = Field(default_factory=list, description=f"The first {MAX_ERRORS}.")
+    error_count: int = Field(0, description="How many there are in all.")
+
+
+class InvalidBody(InvalidInput):
+    """A body with these errors, of so many."""
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = (), error_count: int = 0) -> None:
+        super().__init__(message)
+        self.errors, self.error_count = list(errors), error_count
 
 
 _STATUS: list[tuple[type[PricingError], int]] = [
@@ -55,17 +67,21 @@ _CODES = {
     400: "malformed_body",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
+    415: "unsupported_media_type",
     422: "invalid_input",
 }
 
 _DESCRIPTIONS = {
-    400: "The body cannot be read as JSON.",
+    400: "The body cannot be read.",
     404: "There is no such thing.",
+    408: "The body took too long to arrive.",
     409: "Somebody else was first, or it exists already.",
     413: "The body is larger than the service reads.",
+    415: "The body is of another media type than the service reads.",
     422: "The request is not valid; `errors` says where.",
-    503: "A store is away; try again after Retry-After seconds.",
+    503: "A store is away (`unavailable`) or too much waits (`overloaded`); try again after Retry-After seconds.",
 }
 
 
@@ -87,6 +103,8 @@ def problem_of(error: PricingError) -> Problem:
     """The problem document of an error of ours."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     errors = []
+    if isinstance(error, InvalidBody):
+        return make_problem(status, error.code, str(error), error.errors, error.error_count)
     if isinstance(error, InvalidInput) and error.path:
         errors.append(FieldError(path=f"body.{error.path}", message=error.message))
     if isinstance(error, Unavailable):
@@ -96,10 +114,17 @@ def problem_of(error: PricingError) -> Problem:
     return make_problem(status, error.code, str(error), errors)
 
 
-def make_problem(status: int, code: str, detail: str, errors: list[FieldError] | None = None) -> Problem:
-    title = http.HTTPStatus(status).phrase
+def make_problem(
+    status: int, code: str, detail: str, errors: Sequence[FieldError] = (), error_count: int | None = None
+) -> Problem:
     return Problem(
-        title=title, status=status, detail=detail, code=code, trace_id=current_trace_id(), errors=errors or []
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        trace_id=current_trace_id(),
+        errors=list(errors),
+        error_count=len(errors) if error_count is None else error_count,
     )
 
 
@@ -109,7 +134,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
     return response
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """What came from the request, fit to be sent back: not endless, and no halves of UTF-16 pairs."""
     return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
 
@@ -135,11 +160,11 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
                 detail = f"The body is not JSON, from character {e['loc'][-1]} on."
                 return problem_response(make_problem(400, "malformed_body", detail))
         errors = [
-            FieldError(path=_plain(".".join(map(str, e["loc"]))), message=_plain(e["msg"]))
+            FieldError(path=plain(".".join(map(str, e["loc"]))), message=plain(e["msg"]))
             for e in error.errors()[:MAX_ERRORS]
         ]
         detail = "; ".join(f"{e.path}: {e.message}" for e in errors)
-        return problem_response(make_problem(422, "invalid_input", detail, errors))
+        return problem_response(make_problem(422, "invalid_input", detail, errors, len(error.errors())))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem
 from app.domain.columns import Segment
-from app.domain.events import Event
+from app.domain.events import Envelope
 from app.domain.quote import MAX_ITEMS, MAX_QUANTITY
 from app.domain.rules import Id, Money, Policy, Promotion
 from app.domain.task import Task
@@ -215,7 +215,7 @@ class HistoryAnswer(BaseModel):
     lowest_30_days: LowestAnswer | None = Field(description="Null where there was no price in those days.")
 
 
-class MarketEvent(Event):
+class MarketEvent(Envelope):
     """An event as it is published. Left out, `id` is made from the Idempotency-Key, or at random."""
 
     model_config = ConfigDict(
@@ -229,8 +229,6 @@ class MarketEvent(Event):
         },
     )
 
-    id: Id | None = None  # type: ignore[assignment]
-
 
 class PublishedAnswer(BaseModel):
     """The event is in the stream; it survives the death of any one process."""
@@ -238,6 +236,16 @@ class PublishedAnswer(BaseModel):
     status: Literal["accepted"]
     channel: str
     event_id: str
+    trace_id: str
+
+
+class PublishedManyAnswer(BaseModel):
+    """All events are in the stream; they survive the death of any one process."""
+
+    status: Literal["accepted"]
+    accepted: int = Field(description="Events that are new.")
+    duplicates: int = Field(description="Events whose ids were known: published before, by a try of this request too.")
+    event_ids: list[str] = Field(description="The id of each event, in the order of the request.")
     trace_id: str
 
 

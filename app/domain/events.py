@@ -100,12 +100,12 @@ _DATA: dict[EventType, type[_Data]] = {
 _WIDE_BY_DEFAULT = frozenset({EventType.RECALCULATE, EventType.PROMOTION_CHANGED, EventType.POLICY_CHANGED})
 
 
-class Event(BaseModel):
+class Envelope(BaseModel):
     """`subject` is a product's id, a category's name, or `*`; `location` a location's id, or `*`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Id
+    id: Id | None = None
     type: EventType
     source: Name = "/api"
     subject: Name = Field(EVERYTHING, description="A product's id, a category's name, or * for everything.")
@@ -137,17 +137,25 @@ class Event(BaseModel):
         return _DATA[self.type].model_validate(self.data)
 
 
+class Event(Envelope):
+    """An accepted event. `streamid` is its first place in the stream, where it has been put there again."""
+
+    id: Id
+    streamid: Annotated[str, StringConstraints(pattern=r"^\d{1,20}-\d{1,20}$")] | None = None
+
+
 def decode_event(message: bytes | str) -> Event:
     """An envelope from JSON. Raises `MalformedEvent` with every field that is wrong."""
     try:
         return Event.model_validate_json(message)
     except ValidationError as error:
-        raise MalformedEvent("; ".join(_problems(error))) from None
+        raise MalformedEvent("; ".join(f"{path or 'event'}: {message}" for path, message in problems(error))) from None
 
 
-def encode_event(event: Event) -> bytes:
+def encode_event(event: Envelope) -> bytes:
     return event.model_dump_json(exclude_none=True).encode()
 
 
-def _problems(error: ValidationError) -> list[str]:
-    return [f"{'.'.join(map(str, e['loc'])) or 'event'}: {e['msg']}" for e in error.errors()]
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """What is wrong with an event, as (path such as data.amount, message)."""
+    return [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False, include_input=False)]

@@ -52,6 +52,12 @@ events_published = Counter(
     "Events accepted into the stream, by type and by how they came: api, rules, channel.",
     ["type", "via"],
 )
+events_refused = Counter(
+    "pricing_events_refused_total", "Events not accepted because the backlog was full; their senders come again."
+)
+dead_letters_handled = Counter(
+    "pricing_dead_letters_handled_total", "Dead letters that were replayed or discarded over the API.", ["how"]
+)
 events_processed = Counter(
     "pricing_events_processed_total",
     "Events taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (letters).",
