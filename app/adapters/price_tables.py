@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from app.adapters import row_inputs
 from app.adapters.database import read_columns, read_lists, write_columns
-from app.adapters.row_scans import rows_between
-from app.domain.columns import NEVER, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
+from app.domain.columns import NEVER, ROW_KEYS, Column, RowKey, Table
 from app.domain.money import currency
 from app.domain.rows import RowScope, StoredInputs
 from app.domain.sheet import EncodedSheet, Label, Labels
-
-_STORED = np.dtype([*PRICE_INPUTS.descr, ("version", np.int64), ("digest", np.int64)])
 
 _HISTORY = np.dtype(
     [("product_key", ">i4"), ("location_key", ">i4")]
@@ -26,49 +24,6 @@ _HISTORY = np.dtype(
 _EPOCH_MS = 946_684_800_000
 """PostgreSQL's timestamps are microseconds since 2000."""
 
-_INPUTS = """
-    SELECT lp.product_key::int8, coalesce(p.category_key, -1)::int8, coalesce(p.department_key, -1)::int8,
-           lp.location_key::int8, l.currency_number::int8, lp.amount, coalesce(s.cost, -1),
-           coalesce(s.competitor_price, -1), coalesce(s.demand_bp, -1), coalesce(s.stock, -1),
-           coalesce(ps.version, 0), coalesce(ps.digest, 0)
-    FROM list_prices lp
-    JOIN products p USING (product_key)
-    JOIN locations l USING (location_key)
-    LEFT JOIN signals s USING (product_key, location_key)
-    LEFT JOIN price_sheets ps USING (product_key, location_key)
-"""
-
-# Row by row: a planner that sees many keys would rather read whole tables.
-_OF_THESE = """
-    SELECT k.product_key::int8, coalesce(p.category_key, -1)::int8, coalesce(p.department_key, -1)::int8,
-           k.location_key::int8, l.currency_number::int8, lp.amount, coalesce(s.cost, -1),
-           coalesce(s.competitor_price, -1), coalesce(s.demand_bp, -1), coalesce(s.stock, -1),
-           coalesce(ps.version, 0), coalesce(ps.digest, 0)
-    FROM unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)
-    CROSS JOIN LATERAL (
-        SELECT amount FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
-    ) lp
-    CROSS JOIN LATERAL (
-        SELECT category_key, department_key FROM products WHERE product_key = k.product_key OFFSET 0
-    ) p
-    JOIN locations l USING (location_key)
-    LEFT JOIN LATERAL (
-        SELECT cost, competitor_price, demand_bp, stock FROM signals
-        WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
-    ) s ON true
-    LEFT JOIN LATERAL (
-        SELECT version, digest FROM price_sheets
-        WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
-    ) ps ON true
-"""
-
-_LOCK_THESE = """
-    SELECT FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[])) AS k (product_key, location_key)
-    CROSS JOIN LATERAL (
-        SELECT FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) FOR NO KEY UPDATE
-    ) lp
-"""
-
 
 class PriceTables:
     def __init__(self, connection: sa.Connection) -> None:
@@ -77,19 +32,18 @@ class PriceTables:
     def lock(self, keys: Table) -> None:
         """Hold these rows until the transaction ends. Whoever reprices a row holds its list price, and reads
         its inputs only then: the last one to hold it has seen everything that was committed before."""
-        self._connection.execute(sa.text(_LOCK_THESE), _key_parameters(np.sort(keys)))
+        row_inputs.lock(self._connection, keys)
 
     def inputs(self, keys: Table) -> StoredInputs:
         """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-        return self._read(_OF_THESE, _key_parameters(keys))
+        return row_inputs.inputs(self._connection, keys)
 
-    def inputs_between(self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope]) -> StoredInputs:
-        """The first `limit` rows of any scope with after < key <= until, in key order."""
-        condition, parameters = rows_between(after, until, scopes)
-        return self._read(
-            f"{_INPUTS} WHERE {condition} ORDER BY lp.product_key, lp.location_key LIMIT %(limit)s",
-            parameters | {"limit": limit},
-        )
+    def inputs_between(
+        self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], *, hold: bool = False
+    ) -> StoredInputs:
+        """The first `limit` rows of any scope with after < key <= until, in key order; with `hold`, held as by `lock`
+        before they are read."""
+        return row_inputs.inputs_between(self._connection, after, until, limit, scopes, hold)
 
     def current(self, keys: Table) -> list[EncodedSheet]:
         """The stored sheets of those of `keys` that have one, in no particular order."""
@@ -97,21 +51,17 @@ class PriceTables:
             sa.text(
                 "SELECT product_key, location_key, product_id, location, version,"
                 " (extract(epoch FROM valid_until) * 1000)::int8, h.sheet"
-                " FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]))"
-                " AS k (product_key, location_key) JOIN price_sheets USING (product_key, location_key)"
-                " JOIN price_history h USING (product_key, location_key, version)"
+                " FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[])) AS k (product_key, location_key)"
+                " CROSS JOIN LATERAL (SELECT version, valid_until FROM price_sheets s"
+                "   WHERE (s.product_key, s.location_key) = (k.product_key, k.location_key) OFFSET 0) ps"
+                " CROSS JOIN LATERAL (SELECT sheet FROM price_history h"
+                "   WHERE (h.product_key, h.location_key, h.version) = (k.product_key, k.location_key, ps.version)"
+                "   OFFSET 0) h"
                 " JOIN products USING (product_key) JOIN locations USING (location_key)"
             ),
-            _key_parameters(keys),
+            row_inputs.key_parameters(keys),
         )
         return [EncodedSheet(*row) for row in rows]
-
-    def _read(self, select: str, parameters: dict[str, Any]) -> StoredInputs:
-        stored = read_columns(self._connection, select, parameters, _STORED)
-        inputs = np.empty(len(stored), PRICE_INPUTS)
-        for name in PRICE_INPUTS.names or ():
-            inputs[name] = stored[name]
-        return StoredInputs(inputs, stored["version"], stored["digest"])
 
     def due(self, as_of: int, limit: int) -> Table:
         """Keys of sheets that no longer hold at `as_of` (ms), the longest overdue first."""
@@ -164,7 +114,7 @@ class PriceTables:
                 " ON CONFLICT (product_key, location_key) DO UPDATE"
                 " SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until"
             ),
-            _key_parameters(new)
+            row_inputs.key_parameters(new)
             | {
                 "versions": new["version"],
                 "digests": new["digest"],
@@ -183,7 +133,3 @@ def _history(new: Table) -> Table:
         rows[name] = new[name]
     rows["computed_at"] = (new["computed_at"] - _EPOCH_MS) * 1000
     return rows
-
-
-def _key_parameters(keys: Table) -> dict[str, Any]:
-    return {"products": keys["product_key"], "locations": keys["location_key"]}

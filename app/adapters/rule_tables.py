@@ -49,22 +49,26 @@ _SCOPE = (
 )
 
 # For the narrow rules of a batch: those of its products, at its locations.
-_CONCERNS = (
+_CONCERNS_FEW = (
     "NOT removed AND (product_key IS NULL OR product_key = ANY(%(products)s::int4[]))"
     " AND (location_key IS NULL OR location_key = ANY(%(locations)s::int4[]))"
 )
+
+# Where a batch has many of the products from its first to its last one, a range costs a third of a list.
+_MANY = 200
+_CONCERNS_RANGE = "NOT removed AND (product_key IS NULL OR product_key BETWEEN %(first)s AND %(last)s)"
 
 _POLICIES = f"""
     SELECT policy_key::int8, {_SCOPE}, kind::int8, rate_bp::int8, amount, threshold,
            coalesce(min_margin_bp, -1)::int8, coalesce(floor, -1), coalesce(ceiling, -1),
            coalesce(max_change_bp, -1)::int8, rounding_increment, rounding_ending,
            line_rounding::int4::int8, hashtextextended(name, 0)
-    FROM policies {_CURRENCY_NUMBERS} WHERE {_CONCERNS} ORDER BY policy_key
+    FROM policies {_CURRENCY_NUMBERS} WHERE {{concerns}} ORDER BY policy_key
 """
 
-_TIERS = f"""
+_TIERS = """
     SELECT policy_key::int8, (tier ->> 0)::int8, (tier ->> 1)::int8
-    FROM policies, jsonb_array_elements(tiers) tier WHERE {_CONCERNS} ORDER BY 1, 2
+    FROM policies, jsonb_array_elements(tiers) tier WHERE {concerns} ORDER BY 1, 2
 """
 
 _PROMOTIONS = f"""
@@ -72,8 +76,7 @@ _PROMOTIONS = f"""
            priority::int8, coalesce((extract(epoch FROM starts_at) * 1000)::int8, 0),
            coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), hashtextextended(name, 0)
     FROM promotions {_CURRENCY_NUMBERS}
-    WHERE {_CONCERNS} AND (ends_at IS NULL OR ends_at > to_timestamp(%(since)s / 1000.0))
-    ORDER BY promotion_key
+    WHERE {{concerns}} AND (ends_at IS NULL OR ends_at > to_timestamp(%(since)s / 1000.0))
 """
 
 
@@ -105,16 +108,19 @@ class RuleTables:
 
     def rules(self, keys: Table, as_of: int) -> Rules:
         """Every rule that may concern these rows (their `product_key` and `location_key`) at `as_of` (ms)."""
-        parameters = {
-            "products": np.unique(keys["product_key"]),
-            "locations": np.unique(keys["location_key"]),
-            "since": as_of - NEAR_MS,
-        }
-        return Rules(
-            read_columns(self._connection, _POLICIES, parameters, POLICIES),
-            read_columns(self._connection, _TIERS, parameters, TIERS),
-            read_columns(self._connection, _PROMOTIONS, parameters, PROMOTIONS),
-        )
+        products = np.unique(keys["product_key"])
+        parameters: dict[str, Any] = {"since": as_of - NEAR_MS}
+        if len(products) > _MANY and len(products) * 4 > products[-1] - products[0]:
+            concerns = _CONCERNS_RANGE
+            parameters |= {"first": int(products[0]), "last": int(products[-1])}
+        else:
+            concerns = _CONCERNS_FEW
+            parameters |= {"products": products, "locations": np.unique(keys["location_key"])}
+
+        def read(select: str, dtype: np.dtype[Any]) -> Table:
+            return read_columns(self._connection, select.format(concerns=concerns), parameters, dtype)
+
+        return Rules(read(_POLICIES, POLICIES), read(_TIERS, TIERS), read(_PROMOTIONS, PROMOTIONS))
 
     def save_policy(self, policy: Policy, position: int, *, new: bool = False) -> bool:
         """Create or replace, unless something newer than `position` was said of it; false then.

@@ -15,7 +15,7 @@ from app.domain.sheet import EncodedSheet
 from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
 from app.errors import PricingError, Unavailable
 from app.services.ports import Clock, Held, Locks, SheetCache, Store, TaskQueue, Transaction, Turn
-from app.services.repricing import out_of_date, reprice, row_keys
+from app.services.repricing import reprice, reprice_between
 
 TURN_MS = 1_000
 """How long one turn works before it queues the next, in ms."""
@@ -177,8 +177,7 @@ class _PartTurn:
         """The keys of the next batch, and its new sheets."""
         limit, clock = self._service.batch_rows, self._service.clock
         if turn.signal is None:
-            stored = tx.prices.inputs_between(after, turn.until, limit, turn.scopes)
-            return row_keys(stored.inputs), reprice(tx, out_of_date(tx, stored, clock()), clock, turn.cause)
+            return reprice_between(tx, after, turn.until, limit, turn.scopes, clock, turn.cause)
         keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
         if len(keys):
             tx.prices.lock(keys)

@@ -1,13 +1,13 @@
 """From changed inputs to stored sheets: the one way in which a price changes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from app.domain.columns import NEW_SHEETS, ROW_KEYS, Column, Rules, Segment, Table
+from app.domain.columns import NEW_SHEETS, ROW_KEYS, Column, RowKey, Rules, Segment, Table
 from app.domain.encoding import encode_rows
 from app.domain.money import SCALE
-from app.domain.rows import StoredInputs
+from app.domain.rows import RowScope, StoredInputs
 from app.domain.sheet import EncodedSheet, Labels
 from app.domain.sheets import Sheets, compute_sheets, digests
 from app.services.ports import Clock, Held, SheetCache, Store, Transaction
@@ -26,8 +26,27 @@ def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> 
     if not len(keys):
         return []
     tx.prices.lock(keys)
-    as_of = clock()
-    stored = tx.prices.inputs(keys)
+    return _store_changed(tx, tx.prices.inputs(keys), clock(), cause)
+
+
+def reprice_between(
+    tx: Transaction, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], clock: Clock, cause: str
+) -> tuple[Table, list[EncodedSheet]]:
+    """Reprice the first `limit` rows of any scope with after < key <= until; their keys, and the new sheets.
+
+    They are looked at before any is held. Where most of them turn out to change, all are held and read again as
+    the one range that they are, which costs less than going from row to row.
+    """
+    stored = tx.prices.inputs_between(after, until, limit, scopes)
+    stale = out_of_date(tx, stored, clock())
+    if len(stale) * 2 <= len(stored.inputs):
+        return row_keys(stored.inputs), reprice(tx, stale, clock, cause)
+    stored = tx.prices.inputs_between(after, until, limit, scopes, hold=True)
+    return row_keys(stored.inputs), _store_changed(tx, stored, clock(), cause)
+
+
+def _store_changed(tx: Transaction, stored: StoredInputs, as_of: int, cause: str | Causes) -> list[EncodedSheet]:
+    """Compute rows that are held, and store what differs."""
     rules = tx.rules.rules(stored.inputs, as_of)
     sheets = compute_sheets(stored.inputs, rules, as_of)
     fresh = digests(sheets, rules)
