@@ -13,6 +13,7 @@ from app.commands import fail, load_settings
 from app.commands.breakers import breakers
 from app.commands.import_catalog import import_catalog
 from app.commands.replay import replay
+from app.commands.tasks import tasks
 
 app = typer.Typer(
     help="Answers what a product costs, here, now, for this customer.",
@@ -86,6 +87,7 @@ def config(
 app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)
+app.add_typer(tasks, name="tasks")
 
 cache = typer.Typer(help="The shared cache of prices.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
