@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 import pathlib
 import signal
 import sys
@@ -10,8 +9,8 @@ import sys
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
-# Here, so that workers share the memory of what they all import. Not app.main: it imports the metrics, whose values
-# belong to one process each, and this one would count among them.
+# Here, so that workers share the memory of what they all import. Not app.main: it imports the metrics, and this process
+# would take a seat among those that count.
 import app.adapters.redis_clients
 import app.adapters.store
 import app.api.schemas
@@ -78,10 +77,3 @@ def post_fork(server, worker):
 def worker_exit(server, worker):
     if hasattr(worker, "tracer_provider"):
         worker.tracer_provider.shutdown()
-
-
-def child_exit(server, worker):
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        from prometheus_client import multiprocess
-
-        multiprocess.mark_process_dead(worker.pid)

@@ -84,6 +84,21 @@ def config(
         Console().print(as_text(load_settings()), end="", soft_wrap=True)
 
 
+@app.command()
+def metrics(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/metrics.md.")] = False,
+) -> None:
+    """Print every metric that the service counts, and what it means."""
+    from rich.console import Console
+
+    from app.local.metric_pages import as_markdown, as_text
+
+    if markdown:
+        sys.stdout.write(as_markdown())
+    else:
+        Console().print(as_text(), end="", soft_wrap=True)
+
+
 app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)

@@ -11,6 +11,7 @@ from app.api import events, health, policies, prices, problems, promotions, task
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from app.api.quick import QuickWay
 from app.bootstrap import ApiResources, open_api_resources
+from app.observability import metrics
 from app.observability.logging import log_settings
 from app.observability.requests import RequestLog
 from app.settings import Settings
@@ -38,6 +39,7 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_settings(settings, _logger)
         app.state.resources = resources
+        metrics.present("api", revision=settings.revision)
         log.start()
         await resources.start()
         yield

@@ -88,6 +88,13 @@ class Settings(BaseSettings):
     )
     trace_sample_ratio: float = Field(0.01, ge=0, le=1, description="Share of new traces that are kept.")
     metrics_dir: Path | None = Field(None, description="Folder (tmpfs) where processes share metrics.")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port where Prometheus finds the metrics of all processes. Unset: only at the API's /metrics.",
+    )
+    revision: str | None = Field(None, description="What the program was built from, for pricing_build_info.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level.")
 
     @field_validator("database_url", "cache_url", "broker_url")

@@ -8,6 +8,7 @@ import threading
 import structlog
 
 from app.bootstrap import open_resources
+from app.observability import metrics
 from app.observability.logging import configure_logging, log_settings
 from app.observability.tracing import configure_tracing
 from app.settings import Settings
@@ -22,6 +23,7 @@ def main() -> None:
     log_settings(settings, structlog.get_logger(__name__))
     resources = open_resources(settings)
     resources.verify()
+    metrics.present("listener", revision=settings.revision)
     stopping, ring = threading.Event(), threading.Event()
 
     def stop(*_: object) -> None:

@@ -9,7 +9,8 @@ import structlog
 from celery import Task
 from opentelemetry import trace
 
-from app.errors import Conflict, Overloaded, Unavailable
+from app.adapters.task_queue import SENT_AT
+from app.errors import Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import context_of
 from app.services.ports import BreakerState
@@ -38,7 +39,8 @@ class PricingTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         outcome = "failed"
-        traceparent = (self.request.headers or {}).get("traceparent") or self.request.get("traceparent")
+        self._count_wait()
+        traceparent = self._header("traceparent")
         attributes: dict[str, str | int] = {
             "messaging.system": "celery",
             "messaging.destination.name": "pricing",
@@ -55,7 +57,7 @@ class PricingTask(Task):
             try:
                 state = resources().breakers.let_through(self.breakers)
                 if state is BreakerState.OPEN:
-                    outcome = "held back"  # a listener gives a new hint once it may be tried
+                    outcome = "held_back"  # a listener gives a new hint once it may be tried
                     return None
                 result = super().__call__(*args, **kwargs)
                 outcome = "succeeded"
@@ -81,14 +83,37 @@ class PricingTask(Task):
         retries = self.request.retries or 0
         if retries >= self.max_retries:
             return error
-        metrics.task_retries.labels(self.name, type(error).__name__).inc()
+        metrics.task_retries.labels(self.name, _reason(error)).inc()
         asked_s = getattr(error, "retry_after_s", 0)
         jitter_s = random.uniform(0, min(FIRST_WAIT_S * 2**retries, LONGEST_WAIT_S))  # noqa: S311 - spreads load only
         again: Exception = self.retry(exc=error, countdown=asked_s + jitter_s, throw=False)
         return again
+
+    def _header(self, name: str) -> str | None:
+        value: str | None = (self.request.headers or {}).get(name) or self.request.get(name)
+        return value
+
+    def _count_wait(self) -> None:
+        """How long this task was in the queue; of a repeat, most would be the wait that we asked for."""
+        sent_at = self._header(SENT_AT)
+        if sent_at is not None and not self.request.retries:
+            metrics.task_wait.labels(self.name).observe(max(0.0, time.time() - float(sent_at)))
 
     def _note(self, breaker: str, error: Exception) -> None:
         with suppress(Unavailable):
             state = resources().breakers.note(breaker, bad=1, reason=str(error))
             if state is BreakerState.OPEN:
                 _logger.warning("breaker open", breaker=breaker, reason=str(error))
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error, for a label."""
+    kinds: dict[type[Exception], str] = {
+        LockLost: "lock_lost",
+        Conflict: "conflict",
+        Overloaded: "overloaded",
+        Unavailable: "unavailable",
+        TimeoutError: "timeout",
+        ConnectionError: "connection",
+    }
+    return next(kind for base, kind in kinds.items() if isinstance(error, base))

@@ -5,9 +5,11 @@ from typing import Any
 import structlog
 from celery import signals
 
+from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.adapters.task_queue import make_celery
 from app.bootstrap import open_resources
 from app.errors import InvalidInput
+from app.observability import metrics
 from app.observability.logging import configure_logging, log_settings
 from app.settings import Settings
 from workers import context, tasks
@@ -39,6 +41,8 @@ def _verify(**_: Any) -> None:
 def _start(**_: Any) -> None:
     """In each child, after the fork: connections and exporters do not survive one."""
     context.start(settings)
+    kinds = {EVENTS_QUEUE: "worker", JOBS_QUEUE: "jobs"}
+    metrics.present(*(kinds[queue] for queue in app.amqp.queues.consume_from), revision=settings.revision)
 
 
 @signals.worker_process_shutdown.connect

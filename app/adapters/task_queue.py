@@ -1,5 +1,6 @@
 """Celery: its configuration, and starting a task by its name. Tasks are hints; losing one loses nothing."""
 
+import time
 from collections.abc import Sequence
 
 import celery
@@ -21,6 +22,9 @@ JOB_HINT_LIFE_S = 60.0
 second, one comes round every eight."""
 
 _tracer = trace.get_tracer(__name__)
+
+SENT_AT = "sent_at"
+"""The header of a task that says when it was queued, in seconds since 1970."""
 
 TIME_LIMIT_S = 300
 VISIBILITY_TIMEOUT_S = 900
@@ -93,7 +97,7 @@ class TaskQueue:
             "celery.task": name,
         }
         with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
-            headers: dict[str, str] = {}
+            headers: dict[str, str] = {SENT_AT: repr(time.time())}
             propagate.inject(headers)
             try:
                 self._application.send_task(name, args=arguments, headers=headers)

@@ -11,7 +11,7 @@ from app.api.answers import answer
 from app.api.deps import Deps
 from app.api.schemas import Health, Readiness
 from app.errors import Unavailable
-from app.observability import metrics
+from app.observability.exposition import CONTENT_TYPE, asked_for
 
 _logger = structlog.get_logger(__name__)
 
@@ -64,5 +64,4 @@ async def _check(ping: Awaitable[None]) -> str:
 )
 async def get_metrics() -> Response:
     """Of every process of this service on this machine, in Prometheus' text format."""
-    content, content_type = await anyio.to_thread.run_sync(metrics.exposition)
-    return Response(content, headers={"Content-Type": content_type})
+    return Response(await asked_for(), headers={"Content-Type": CONTENT_TYPE})

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import quick
 from app.api.problems import make_problem, problem_response
+from app.observability import metrics
 from app.observability.requests import Kind, RequestLog
 from app.observability.tracing import RequestTrace, begin_request_trace
 
@@ -67,7 +68,7 @@ class RequestMiddleware:
         self._log.note((ended, kind, ended - began, request.trace_id, at_hand))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[Kind, int]:
-        """Answer; of what kind the request was, and how many quotes the quick way gave."""
+        """Answer; of what kind the request was, and how many quotes came from this process' memory at once."""
         path = scope["path"]
         if path in self.quick_way.paths and scope["method"] == "POST" and quick.JSON in scope["headers"]:
             message = await receive()
@@ -82,7 +83,9 @@ class RequestMiddleware:
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": answer.body})
-                    return Kind("POST", path, 200), answer.quotes
+                    if answer.brought:
+                        metrics.quotes.labels("cache").inc(answer.brought)
+                    return Kind("POST", path, 200), answer.quotes - answer.brought
             receive = _replayed(message, receive)
         status, answered = 500, False
 

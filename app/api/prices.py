@@ -160,7 +160,13 @@ def _age(found: Answer) -> dict[str, str]:
 
 def _count(answers: Iterable[Answer | NotFound]) -> None:
     for item in answers:
-        metrics.quotes.labels("unknown" if isinstance(item, NotFound) else item.quote.source).inc()
+        metrics.quotes.labels(_source(item)).inc()
+
+
+def _source(item: Answer | NotFound) -> str:
+    if isinstance(item, NotFound):
+        return "unknown"
+    return "near_cache" if item.at_hand else item.quote.source
 
 
 def _batch_item(item: Answer | NotFound) -> dict[str, Any]:

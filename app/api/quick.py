@@ -5,6 +5,7 @@ wrong or merely unusual, to the endpoints, which decide and explain. A test hold
 """
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, NamedTuple
 
@@ -40,10 +41,11 @@ _decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
 class QuickAnswer(NamedTuple):
-    """A whole answer, and how many quotes are in it."""
+    """A whole answer, how many quotes are in it, and of how many the price was brought from the shared cache."""
 
     body: bytes
     quotes: int
+    brought: int = 0
 
 
 class QuickWay:
@@ -74,12 +76,13 @@ class QuickWay:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         now = now_ms()
-        names = dict.fromkeys((request.product_id, request.user_location) for request in requests)
+        names = Counter((request.product_id, request.user_location) for request in requests)
         missing = [name for name in names if self._near.fresh(name, now) is None]
         if not missing or not all(_is_id(part) for name in missing for part in name):
             return None
         await self._bring(missing)
-        return self.answer(path, body)
+        answer = self.answer(path, body)
+        return None if answer is None else answer._replace(brought=sum(names[name] for name in missing))
 
     def _price(self, body: bytes) -> QuickAnswer | None:
         answer = self._quote(decode_request(body), now_ms())

@@ -28,12 +28,13 @@ def plain(value: Any) -> str:
 
 
 def service(settings: Settings, metrics: Path, logs: Path) -> list[Child]:
-    """Workers, listener and API, in the order of their start."""
+    """Exporter of metrics, workers, listener and API, in the order of their start."""
     env = environment(settings, metrics)
     python = [sys.executable, "-m"]
     celery = [*python, "celery", "-A", "workers.celery_app", "worker", "--without-gossip", "--without-mingle"]
     celery.append(f"--concurrency={settings.worker_concurrency}")
     return [
+        Child("metrics", [*python, "app.observability.exporter"], logs / "metrics.log", env, grace_s=2),
         Child("worker", [*celery, "-Q", EVENTS_QUEUE, "-n", "events@%h"], logs / "worker.log", env, grace_s=30),
         # Recalculations wait for no one and nobody waits for them: they take what processor time the others leave.
         Child("jobs", ["nice", *celery, "-Q", JOBS_QUEUE, "-n", "jobs@%h"], logs / "jobs.log", env, grace_s=30),

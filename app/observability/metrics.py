@@ -1,122 +1,203 @@
-"""Every metric of the service, with its unit, its labels and what it means.
+"""Every metric of the service.
 
-Labels are bounded: never an id, a key or a raw path. Several processes write one folder
-(`PROMETHEUS_MULTIPROC_DIR`), and a scrape adds them up.
+Labels are bounded: never an id, a key or a raw path. Several processes count in one folder (`catalogue.FOLDER`), and a
+scrape adds them up (`exposition`). docs/metrics.md is written from here, and the tests hold what is counted against it.
 """
 
-import os
+import platform
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-    multiprocess,
+from prometheus_client import Histogram
+
+from app.observability.catalogue import CATALOGUE as CATALOGUE
+from app.observability.catalogue import Open, Section
+
+LATENCY_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 10)
+
+EVENT_TYPES = (
+    "list_price.changed",
+    "cost.changed",
+    "competitor_price.changed",
+    "demand.changed",
+    "stock.changed",
+    "promotion.changed",
+    "policy.changed",
+    "recalculate",
+)
+TASKS = ("pricing.apply_events", "pricing.recalculate", "pricing.reprice_due")
+QUEUES = ("pricing", "pricing.jobs")
+BREAKERS = ("postgresql", "cache", "apply_events", "recalculate", "reprice_due")
+LOCKS = ("products", "catalogue", "task", "boundaries")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
+
+_processes = Section("Processes")
+
+build = _processes.gauge(
+    "pricing_build_info",
+    "",
+    "livemax",
+    "Always 1; its labels say what is running.",
+    version=Open("releases"),
+    python=Open("releases"),
+    revision=Open("releases"),
+)
+processes = _processes.gauge(
+    "pricing_processes",
+    "processes",
+    "livesum",
+    "Processes that live: API workers, listeners, and Celery's children that take events (worker) and recalculations "
+    "(jobs).",
+    kind=("api", "listener", "worker", "jobs"),
 )
 
-_LATENCY_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 10)
+_requests = Section("Requests")
 
-http_request_duration = Histogram(
+http_request_duration = _requests.histogram(
     "pricing_http_request_duration_seconds",
+    "seconds",
+    LATENCY_S,
     "Time from a request's arrival to its answer's last byte.",
-    ["method", "route", "status"],
-    buckets=_LATENCY_S,
+    method=METHODS,
+    route=Open("the routes' templates, and `unmatched`"),
+    status=Open("HTTP's status codes"),
 )
-access_records_dropped = Counter(
-    "pricing_access_records_dropped_total", "Access records that the log on stderr did not take in time."
-)
-quotes = Counter(
-    "pricing_quotes_total",
-    "Quotes answered, by where their sheet came from: cache, database, stale, unknown.",
-    ["source"],
-)
-near_cache_entries = Gauge(
-    "pricing_near_cache_entries", "Price sheets at hand in all API processes.", multiprocess_mode="livesum"
-)
-near_cache_bypassed = Gauge(
-    "pricing_near_cache_bypassed",
-    "API processes that do not hear the invalidation feed, and bypass their near cache.",
-    multiprocess_mode="livesum",
-)
-near_cache_resets = Counter(
-    "pricing_near_cache_resets_total", "Times that an API process distrusted all it had at hand, or was told to clear."
-)
-events_published = Counter(
-    "pricing_events_published_total",
-    "Events accepted into the stream, by type and by how they came: api, rules, channel.",
-    ["type", "via"],
-)
-events_refused = Counter(
-    "pricing_events_refused_total", "Events not accepted because the backlog was full; their senders come again."
-)
-dead_letters_handled = Counter(
-    "pricing_dead_letters_handled_total", "Dead letters that were replayed or discarded over the API.", ["how"]
-)
-events_processed = Counter(
-    "pricing_events_processed_total",
-    "Events taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (letters).",
-    ["status"],
-)
-events_received = Counter(
-    "pricing_events_received_total", "Stream entries that a listener put into inboxes: read, reclaimed.", ["how"]
-)
-event_backlog = Gauge(
-    "pricing_event_backlog",
-    "Stream entries that are not applied yet: unread, or pending (in an inbox).",
-    ["state"],
-    multiprocess_mode="mostrecent",
-)
-oldest_event_age = Gauge(
-    "pricing_oldest_unapplied_event_age_seconds",
-    "Age of the oldest event that is not applied yet; 0 where there is none.",
-    multiprocess_mode="mostrecent",
-)
-boundary_overdue = Gauge(
-    "pricing_oldest_due_boundary_age_seconds",
-    "How long ago a promotion began or ended whose prices are still to be recomputed; 0 where there is none.",
-    multiprocess_mode="mostrecent",
-)
-dead_letters = Gauge("pricing_dead_letters", "Events that were set aside.", multiprocess_mode="mostrecent")
-breaker_state = Gauge(
-    "pricing_breaker_state",
-    "Circuit breakers of stores and of kinds of work: 0 closed, 1 half open, 2 open.",
-    ["breaker"],
-    multiprocess_mode="mostrecent",
-)
-sheets_stored = Counter(
-    "pricing_sheets_stored_total", "New versions of price sheets, by cause: event, recalculation, boundary.", ["cause"]
-)
-lock_wait = Histogram(
-    "pricing_lock_wait_seconds",
-    "From asking for a scope's work to the round that does it, by kind of scope.",
-    ["kind"],
-    buckets=_LATENCY_S,
-)
-lock_hold = Histogram(
-    "pricing_lock_hold_seconds", "How long a lock was held, by kind of scope.", ["kind"], buckets=_LATENCY_S
-)
-lock_renewals = Counter("pricing_lock_renewals_total", "Renewals of held locks, by kind of scope.", ["kind"])
-lock_lost = Counter("pricing_lock_lost_total", "Locks that were lost while held, by kind of scope.", ["kind"])
-lock_left_to_holder = Counter(
-    "pricing_lock_left_to_holder_total",
-    "Requests that found their lock held, and became another round of its holder, by kind of scope.",
-    ["kind"],
-)
-task_duration = Histogram(
-    "pricing_task_duration_seconds",
-    "Run time of background tasks, by how they ended: succeeded, retried, failed.",
-    ["task", "outcome"],
-    buckets=_LATENCY_S,
+access_records_dropped = _requests.counter(
+    "pricing_access_records_dropped_total", "records", "Access records that the log on stderr did not take in time."
 )
 
-task_retries = Counter(
-    "pricing_task_retries_total", "Repeats of background tasks, by the kind of error.", ["task", "reason"]
+_reading = Section("Reading prices")
+
+quotes = _reading.counter(
+    "pricing_quotes_total",
+    "quotes",
+    "Quotes answered, by where their price came from: the API process' memory, Redis, PostgreSQL; stale: the last "
+    "one known, because nothing newer was to be had; unknown: there is none.",
+    source=("near_cache", "cache", "database", "stale", "unknown"),
+)
+near_cache_entries = _reading.gauge(
+    "pricing_near_cache_entries", "price sheets", "livesum", "Price sheets at hand in all API processes."
+)
+near_cache_bypassed = _reading.gauge(
+    "pricing_near_cache_bypassed",
+    "processes",
+    "livesum",
+    "API processes that do not hear the invalidation feed, and bypass their near cache.",
+)
+near_cache_resets = _reading.counter(
+    "pricing_near_cache_resets_total",
+    "resets",
+    "Times that an API process distrusted all it had at hand, or was told to clear.",
+)
+
+_events = Section("Events")
+
+events_published = _events.counter(
+    "pricing_events_published_total",
+    "events",
+    "Events that this service put into the stream, by how they came: over the API, with a change of rules, or from "
+    "the Pub/Sub channel. Repeats of an id are not counted again.",
+    type=EVENT_TYPES,
+    source=("api", "rules", "channel"),
+)
+events_refused = _events.counter(
+    "pricing_events_refused_total",
+    "events",
+    "Events not accepted because the backlog was full; their senders come again.",
+)
+events_received = _events.counter(
+    "pricing_events_received_total",
+    "entries",
+    "Stream entries that a listener put into inboxes.",
+    how=("read", "reclaimed"),
+)
+events_processed = _events.counter(
+    "pricing_events_processed_total",
+    "entries",
+    "Entries taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (set aside).",
+    status=("applied", "repeated", "failed", "dead"),
+)
+event_backlog = _events.gauge(
+    "pricing_event_backlog",
+    "entries",
+    "livemostrecent",
+    "Stream entries that are not applied yet: unread, or pending (in an inbox).",
+    state=("unread", "pending"),
+)
+oldest_event_age = _events.gauge(
+    "pricing_oldest_unapplied_event_age_seconds",
+    "seconds",
+    "livemostrecent",
+    "Age of the oldest event that is not applied yet; 0 where there is none.",
+)
+boundary_overdue = _events.gauge(
+    "pricing_oldest_due_boundary_age_seconds",
+    "seconds",
+    "livemostrecent",
+    "How long ago a promotion began or ended whose prices are still to be recomputed; 0 where there is none.",
+)
+dead_letters = _events.gauge("pricing_dead_letters", "letters", "livemostrecent", "Events that are set aside now.")
+
+_work = Section("Background work")
+
+sheets_stored = _work.counter(
+    "pricing_sheets_stored_total",
+    "price sheets",
+    "New versions of price sheets, by what led to them.",
+    cause=("event", "recalculation", "boundary"),
+)
+task_wait = _work.histogram(
+    "pricing_task_wait_seconds",
+    "seconds",
+    LATENCY_S,
+    "From queueing a task to its start, repeats left out.",
+    task=TASKS,
+)
+task_duration = _work.histogram(
+    "pricing_task_duration_seconds",
+    "seconds",
+    LATENCY_S,
+    "Run time of tasks, by how they ended; held_back: a breaker was open.",
+    task=TASKS,
+    outcome=("succeeded", "retried", "failed", "held_back"),
+)
+task_retries = _work.counter(
+    "pricing_task_retries_total",
+    "repeats",
+    "Tasks that are to be repeated, by the kind of error.",
+    task=TASKS,
+    reason=("unavailable", "overloaded", "conflict", "lock_lost", "connection", "timeout"),
+)
+breaker_state = _work.gauge(
+    "pricing_breaker_state",
+    "0 closed, 1 half open, 2 open",
+    "livemostrecent",
+    "Circuit breakers of stores and of kinds of work, which all processes share.",
+    breaker=BREAKERS,
+)
+lock_wait = _work.histogram(
+    "pricing_lock_wait_seconds",
+    "seconds",
+    LATENCY_S,
+    "From asking for a scope's work to the round that does it, by kind of scope.",
+    kind=LOCKS,
+)
+lock_hold = _work.histogram(
+    "pricing_lock_hold_seconds", "seconds", LATENCY_S, "How long a lock was held, by kind of scope.", kind=LOCKS
+)
+lock_renewals = _work.counter(
+    "pricing_lock_renewals_total", "renewals", "Renewals of held locks, by kind of scope.", kind=LOCKS
+)
+lock_lost = _work.counter(
+    "pricing_lock_lost_total", "locks", "Locks that were lost while held, by kind of scope.", kind=LOCKS
+)
+lock_left_to_holder = _work.counter(
+    "pricing_lock_left_to_holder_total",
+    "requests",
+    "Requests that found their lock held, and became another round of its holder, by kind of scope.",
+    kind=LOCKS,
 )
 
 
@@ -129,10 +210,8 @@ def observe_many(histogram: Histogram, seconds: Sequence[float]) -> None:
     histogram._sum.inc(sum(seconds))
 
 
-def exposition() -> tuple[bytes, str]:
-    """What a scrape gets, and its content type. Reads every process's file: not for an event loop."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+def present(*kinds: str, revision: str | None) -> None:
+    """This process lives, and does the work of these kinds of process. `revision` is what it was built from."""
+    build.labels(version("pricing-engine"), platform.python_version(), revision or "unknown").set(1)
+    for kind in kinds:
+        processes.labels(kind).set(1)

@@ -75,12 +75,13 @@ class RequestLog:
         for record in records:
             by_kind[record[1]].append(record)
         for kind, same in by_kind.items():
-            duration = metrics.http_request_duration.labels(kind.method, kind.route, str(kind.status))
+            method = kind.method if kind.method in metrics.METHODS else "other"
+            duration = metrics.http_request_duration.labels(method, kind.route, str(kind.status))
             metrics.observe_many(duration, [record[2] for record in same])
             if self._lines:
                 self._backlog += self._pieces(kind, same)
         if at_hand := sum(record[4] for record in records):
-            metrics.quotes.labels("cache").inc(at_hand)
+            metrics.quotes.labels("near_cache").inc(at_hand)
 
     def _pieces(self, kind: Kind, records: list[Record]) -> list[bytes]:
         """The records' lines, as many in a piece as one write takes whole."""

@@ -23,8 +23,11 @@ Load = Callable[[Sequence[Name]], Awaitable[dict[Name, Slot]]]
 
 
 class Found(NamedTuple):
+    """A slot and where it came from; of what came from the cache, whether from this process' own memory."""
+
     slot: Slot
     source: Source
+    at_hand: bool = False
 
 
 @dataclass(frozen=True)

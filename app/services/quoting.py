@@ -31,10 +31,11 @@ class QuoteRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A quote, and for how long (ms) the price has not been checked."""
+    """A quote, for how long (ms) the price has not been checked, and whether it was in this process' memory."""
 
     quote: Quote
     age_ms: int
+    at_hand: bool
 
 
 async def quote_each(requests: Sequence[QuoteRequest], reader: SheetReader, clock: Clock) -> list[Answer | NotFound]:
@@ -45,13 +46,13 @@ async def quote_each(requests: Sequence[QuoteRequest], reader: SheetReader, cloc
     now = clock()
     answers: list[Answer | NotFound] = []
     for request in requests:
-        slot, source = found[request.product_id, request.location]
+        slot, source, at_hand = found[request.product_id, request.location]
         if slot.unknown:
             answers.append(NotFound(slot.payload.decode()))
         else:
             sheet = decode_sheet(slot.payload)
             made = quote(sheet, request.segment, request.quantity, source)
-            answers.append(Answer(made, max(0, now - slot.checked_at)))
+            answers.append(Answer(made, max(0, now - slot.checked_at), at_hand))
     return answers
 
 

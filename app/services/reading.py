@@ -113,7 +113,7 @@ class SheetReader:
                 ask.append(name)
                 continue
             slot = entry.slot
-            found[name] = Found(slot, "cache")
+            found[name] = Found(slot, "cache", at_hand=True)
             if now >= entry.refresh_at:
                 entry.refresh_at = slot.fresh_until
                 refresh.append(name)

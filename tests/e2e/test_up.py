@@ -159,7 +159,7 @@ def test_stores_of_ones_own_are_used_and_not_stopped(start: Start, system: Syste
         "PRICING_EVENT_CHANNEL": "ones_own",
     }
     other = start("--catalog", "none", env=own).wait_until_ready()
-    assert set(other.pids()) == {"worker", "jobs", "listener", "api"}
+    assert set(other.pids()) == {"metrics", "worker", "jobs", "listener", "api"}
     assert other.stop() == 0
     with redis.Redis.from_url(system.redis_url) as client:
         assert client.ping()

@@ -87,7 +87,7 @@ def endpoints_batch(body: bytes) -> QuickAnswer | None:
     """The same of POST /api/v1/prices/batch, and how many quotes are in it."""
     request = parsed(BatchRequest, body)
     quotes = [quoted(item) for item in request.items] if request else [None]
-    items = [_batch_item(Answer(quote, 0)) for quote in quotes if quote]
+    items = [_batch_item(Answer(quote, 0, at_hand=True)) for quote in quotes if quote]
     return QuickAnswer(encode({"items": items}), len(items)) if len(items) == len(quotes) else None
 
 

@@ -47,7 +47,7 @@ def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
 
 
 def quotes() -> float:
-    return metrics.quotes.labels("cache")._value.get()  # type: ignore[no-any-return]
+    return metrics.quotes.labels("near_cache")._value.get()  # type: ignore[no-any-return]
 
 
 def requests(route: str) -> float:
