@@ -11,10 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtests.bench import questions, results
+from loadtests.bench.journeys import events
 from loadtests.bench.load import need_wrk
-from loadtests.bench.measures import ALL, Bench
+from loadtests.bench.measures import READS, Bench
 from loadtests.bench.results import Result
 from loadtests.bench.servers import Product
+
+ALL = READS | {"events": events}
 
 
 def main() -> None:

@@ -317,4 +317,4 @@ def decoders(bench: Bench) -> Iterator[Result]:
         yield result(f"decode with {name}", "µs/request", seen[name], seen["pydantic"], "pydantic")
 
 
-ALL = {f.__name__: f for f in (quotes, catalogue, ladder, batch, workers, decoders, latency, misses, memory)}
+READS = {f.__name__: f for f in (quotes, catalogue, ladder, batch, workers, decoders, latency, misses, memory)}
