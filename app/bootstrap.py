@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from app.adapters.locks import Locks
     from app.adapters.task_queue import TaskQueue
 
+WORKER_ANSWER_S, WORKER_IDLE_S = 60.0, 10.0
+"""How long a worker waits for PostgreSQL's next word, and PostgreSQL for a worker's within a transaction. The longest
+statement, the division of a recalculation, takes seconds."""
+
 BREAKER_FAILURES = 5
 BREAKER_OPEN_MS = 1_000
 FEED_TIMEOUT_S = 1.0
@@ -111,10 +115,10 @@ def open_resources(settings: Settings) -> Resources:
     locks = Locks(events, settings.lock_ttl_s)
     return Resources(
         settings=settings,
-        store=Store(make_engine(where.database, settings.database_pool_size)),
+        store=Store(make_engine(where.database, settings.database_pool_size, WORKER_ANSWER_S, WORKER_IDLE_S)),
         cache=PriceCache(make_redis(where.cache, settings.store_timeout_s), where.lifetimes),
         publisher=Publisher(events, where.names, settings.idempotency_ttl_s),
-        log=EventLog(events, where.names),
+        log=EventLog(make_redis(where.events, settings.store_timeout_s, repeats=False), where.names),
         channel=EventChannel(events, where.names),
         inboxes=Inboxes(events, where.names),
         breakers=Breakers(events),

@@ -42,6 +42,7 @@ class Loop:
         self._ring, self._stopping = ring, stopping
         self._settings, self._log = resources.settings, resources.log
         self._waiting = 0
+        self._unsure = True
         self._paused_by: list[str] = []
         self._chores = [
             Chore(lambda: self._log.beat(consumer), UPKEEP_INTERVAL_S),
@@ -71,12 +72,20 @@ class Loop:
         self._ring.clear()
         for chore in self._chores:
             chore.do_if_due()
-        entries: Sequence[Entry] = ()
-        if not self._is_full():
-            entries = self._log.read(self._consumer, self._settings.read_count)
-            self._hand_over(entries, "read")
+        entries = [] if self._is_full() else self._read()
         if len(entries) < self._settings.read_count:
             self._ring.wait(min(self._settings.poll_interval_s, *(chore.due_in_s() for chore in self._chores)))
+
+    def _read(self) -> Sequence[Entry]:
+        """Read, and hand over. After an error that came between it is not known what was read: it is read once more."""
+        if self._unsure:
+            for entries in self._log.unacknowledged(self._consumer, self._settings.read_count):
+                self._hand_over(entries, "read again")
+        self._unsure = True
+        entries = self._log.read(self._consumer, self._settings.read_count)
+        self._hand_over(entries, "read")
+        self._unsure = False
+        return entries
 
     def _is_full(self) -> bool:
         """Whether more in the inboxes would only wait there: for workers, or for what a breaker protects."""

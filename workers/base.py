@@ -29,12 +29,15 @@ class PricingTask(Task):
     far below the broker's visibility timeout. After the last one the listener gives a new hint. Everything else
     fails at once, and counts against the work's own breaker.
 
-    `breakers` are the names of those that have to let the work through; the last one is its own.
+    `breakers` are the names of those that have to let the work through; the last one is its own. A try in half-open
+    state finds out first whether the stores answer: the work may find nothing to do. `tells` says that the work notes
+    itself how it fared.
     """
 
     abstract = True
     max_retries = 8
     breakers: tuple[str, ...] = ()
+    tells = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -59,11 +62,12 @@ class PricingTask(Task):
                 if state is BreakerState.OPEN:
                     outcome = "held_back"  # a listener gives a new hint once it may be tried
                     return None
+                if state is BreakerState.HALF_OPEN:
+                    self._try_stores()
                 result = super().__call__(*args, **kwargs)
                 outcome = "succeeded"
                 if state is BreakerState.HALF_OPEN:
-                    for name in self.breakers:
-                        resources().breakers.note(name, good=1)
+                    resources().breakers.note(self.breakers[-1], good=0 if self.tells else 1)
                 return result
             except (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError) as error:
                 outcome = "retried"
@@ -75,6 +79,11 @@ class PricingTask(Task):
                 seconds = time.perf_counter() - started
                 metrics.task_duration.labels(self.name, outcome).observe(seconds)
                 _logger.info("task", task=self.name, outcome=outcome, ms=round(seconds * 1000, 3))
+
+    def _try_stores(self) -> None:
+        resources().verify()
+        for name in self.breakers[:-1]:
+            resources().breakers.note(name, good=1)
 
     def _again(self, error: Exception) -> Exception:
         """What to raise so that Celery repeats the task later; the error itself after the last time."""

@@ -40,7 +40,7 @@ def apply_events(scope: str) -> None:
 
 
 def _apply_batch(held: Held, deps: Resources) -> bool:
-    batch = deps.inboxes.take(held.scope, BATCH)
+    batch = deps.inboxes.take(held, BATCH)
     if not batch:
         return False
     events, malformed = _decode(batch)
@@ -129,4 +129,5 @@ def register(application: Celery) -> None:
         (RECALCULATE, recalculate, RECALCULATING),
         (REPRICE_DUE, reprice_due, BOUNDARIES),
     ):
-        application.task(task, name=name, base=PricingTask, breakers=(POSTGRESQL, CACHE, breaker))
+        needed = (POSTGRESQL, CACHE, breaker)
+        application.task(task, name=name, base=PricingTask, breakers=needed, tells=breaker == APPLYING)

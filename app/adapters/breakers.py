@@ -2,7 +2,8 @@
 
 Closed, outcomes are counted in a window; too many failures, and too large a share of all, open it. Open, nothing that
 needs it is begun. After a while it is half open: one try at a time is let through, and its outcome closes the breaker
-or opens it again, for twice as long. The clock is that of Redis, so all processes agree.
+or opens it again, for twice as long. A try that had nothing to do gives its turn back. The clock is that of Redis,
+so all processes agree.
 """
 
 from collections.abc import Collection
@@ -32,7 +33,7 @@ class Limits(NamedTuple):
     try_ms: int = 10_000
 
 
-STORE_LIMITS = Limits(failures=5, window_ms=10_000)
+STORE_LIMITS = Limits(failures=5, window_ms=10_000, longest_ms=5_000)
 WORK_LIMITS = Limits(failures=50, open_ms=10_000)
 """Of work, failures are events that nobody could apply: more than this, and the fault is probably not theirs."""
 
@@ -74,6 +75,10 @@ local function open(for_ms)
     return 'open'
 end
 if state == 'open' then return state end
+if new_good + new_bad == 0 then
+    if state == 'half_open' then redis.call('HSET', KEYS[1], 'until', now) end
+    return state
+end
 if state == 'half_open' then
     if new_bad * 100 >= tonumber(ARGV[4]) * (new_good + new_bad) then
         return open(math.min(open_ms * 2, tonumber(ARGV[7])))
@@ -105,7 +110,8 @@ class Breakers:
         return BreakerState(state.decode())
 
     def note(self, name: str, *, good: int = 0, bad: int = 0, reason: str = "") -> BreakerState:
-        """Count outcomes; the state that follows. `reason` says of the last failure why."""
+        """Count outcomes; the state that follows. `reason` says of the last failure why. A try that found nothing to
+        do notes neither good nor bad."""
         limits = STORE_LIMITS if name in (POSTGRESQL, CACHE) else WORK_LIMITS
         with unavailable_if_down():
             state = self._note(

@@ -43,10 +43,14 @@ class _ColumnDumper(Dumper):
 psycopg.adapters.register_dumper(np.ndarray, _ColumnDumper)
 
 
-def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None) -> sa.Engine:
-    """An engine for postgresql://…; nothing is connected yet. With `answer_s`, whoever waits longer than that for a
-    connection or for the server's next word has an error; without it, a statement may take as long as it takes."""
-    patience_s = answer_s or 5
+_LONGEST_CONNECT_S = 5
+
+
+def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None, idle_s: float | None = None) -> sa.Engine:
+    """An engine for postgresql://…; nothing is connected yet. With `answer_s`, whoever waits longer than that for the
+    server's next word has an error; without it, a statement may take as long as it takes. With `idle_s`, the server
+    ends a transaction from which it has heard nothing for so long: its process hangs, and others wait for its rows."""
+    patience_s = min(answer_s or _LONGEST_CONNECT_S, _LONGEST_CONNECT_S)
     engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
@@ -62,6 +66,13 @@ def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None) -> 
             connection = _ImpatientConnection.connect(*arguments, **named)
             connection.answer_s = answer_s
             return connection
+
+    if idle_s is not None:
+
+        @sa.event.listens_for(engine, "connect")
+        def limit_idleness(connection: psycopg.Connection[Any], _record: Any) -> None:
+            connection.execute(f"SET idle_in_transaction_session_timeout = {int(idle_s * 1000)}")
+            connection.commit()
 
     return engine
 
@@ -113,18 +124,28 @@ def migration_config(url: str) -> "alembic.config.Config":
 
 @contextmanager
 def unavailable_if_down() -> Iterator[None]:
-    """Turn lost connections, exhausted pools and servers that shut down into `Unavailable`. Deadlocks and
-    serialisation failures too: the work is retried as a whole."""
+    """Turn lost connections, exhausted pools and servers that shut down or only read into `Unavailable`. Deadlocks and
+    serialisation failures too: the work is retried as a whole, and nothing is away."""
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}", upstream="postgresql") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable(f"PostgreSQL is not available: {_first_line(error)}", upstream="postgresql") from error
+    except sa.exc.TimeoutError as error:
+        raise Unavailable(f"PostgreSQL is not available: {error}", upstream="postgresql") from error
+    except (sa.exc.DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        told = str(cause).partition("\n")[0]
+        if isinstance(cause, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure):
+            raise Unavailable(f"PostgreSQL has to be asked again: {told}") from error
+        if isinstance(cause, _AWAY):
+            raise Unavailable(f"PostgreSQL is not available: {told}", upstream="postgresql") from error
+        raise
 
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 
 def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]) -> Table:

@@ -41,7 +41,8 @@ class EventChannel:
         key, own_id = f"heard:{hashlib.sha256(message).hexdigest()}", str(uuid4())
         with unavailable_if_down():
             earlier: Any = self._client.set(key, own_id, nx=True, get=True, ex=window_s)
-        return (own_id, True) if earlier is None else (earlier.decode(), False)
+        first = earlier is None or earlier.decode() == own_id
+        return (own_id, True) if first else (earlier.decode(), False)
 
     def refuse(self, message: bytes, reason: str) -> None:
         """Set aside a message that never was in the stream."""

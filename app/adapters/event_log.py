@@ -3,7 +3,7 @@
 `event_publishing` puts events in; an entry is acknowledged when it leaves its `inbox`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import redis
@@ -71,10 +71,12 @@ def position_at(ms: int) -> int:
 
 
 class EventLog:
-    """Every method raises `Unavailable` where Redis is away."""
+    """Every method raises `Unavailable` where Redis is away. `client` must not repeat commands by itself: entries whose
+    reading was not answered are read, and only `unacknowledged` tells them again."""
 
     def __init__(self, client: redis.Redis, names: Names) -> None:
         self._client, self._names = client, names
+        self._reclaimed_up_to: Any = "0-0"
         self._trim = client.register_script(_TRIM)
         self._forget = client.register_script(_FORGET)
 
@@ -99,19 +101,36 @@ class EventLog:
 
     def read(self, consumer: str, count: int) -> list[Entry]:
         """New entries, at most `count`; they are this consumer's until acknowledged. Does not wait."""
+        return self._read(consumer, ">", count)
+
+    def unacknowledged(self, consumer: str, count: int) -> Iterator[list[Entry]]:
+        """What this consumer has read before, `count` at a time."""
+        last = "0"
+        while entries := self._read(consumer, last, count):
+            yield entries
+            last = entries[-1].stream_id
+
+    def _read(self, consumer: str, after: str, count: int) -> list[Entry]:
         with unavailable_if_down():
-            answer: Any = self._client.xreadgroup(self._names.group, consumer, {self._names.stream: ">"}, count=count)
+            answer: Any = self._client.xreadgroup(self._names.group, consumer, {self._names.stream: after}, count=count)
         if not answer:
             return []
         streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
         return [entry for entries in streams for entry in _entries(entries)]
 
     def reclaim(self, consumer: str, idle_s: float, count: int) -> list[Entry]:
-        """Entries that nobody has acknowledged for that long, now this consumer's."""
+        """Entries that nobody has acknowledged for that long, now this consumer's. Goes on where it ended last time,
+        and starts over at the end."""
         with unavailable_if_down():
             answer: Any = self._client.xautoclaim(
-                self._names.stream, self._names.group, consumer, min_idle_time=int(idle_s * 1000), count=count
+                self._names.stream,
+                self._names.group,
+                consumer,
+                min_idle_time=int(idle_s * 1000),
+                start_id=self._reclaimed_up_to,
+                count=count,
             )
+        self._reclaimed_up_to = answer[0]
         return _entries(answer[1])
 
     def backlog(self) -> Backlog:
@@ -145,4 +164,5 @@ class EventLog:
 
 
 def _entries(entries: Iterable[Any]) -> list[Entry]:
-    return [Entry(stream_id.decode(), fields.get(b"event", b"")) for stream_id, fields in entries if fields is not None]
+    """Of an entry that was deleted by hand, only its id is left."""
+    return [Entry(stream_id.decode(), (fields or {}).get(b"event", b"")) for stream_id, fields in entries]

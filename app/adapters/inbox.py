@@ -1,7 +1,8 @@
 """Inboxes: the stream entries that wait to be applied, one sorted set per scope, in the order of the stream.
 
 An entry stays in its inbox until it is acknowledged, so whoever next holds the scope's lock finds what a dead holder
-had taken. Only a scope's holder takes from its inbox or settles; putting an entry in twice changes nothing.
+had taken. Only a scope's holder takes from its inbox or settles: each script compares the holder's fencing token with
+the newest that was given. Putting an entry in twice changes nothing, and one that is acknowledged stays out.
 
 Entries of a failed batch become suspects: they are kept apart with the time of their next try, and are tried in
 ever smaller company, in the end alone, so that a poisonous one takes no others with it. `trying:<scope>` names the
@@ -10,101 +11,51 @@ batch that is being applied; a holder that finds it knows that the last one died
 
 import json
 import random
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
 
 from app.adapters.event_log import position
 from app.adapters.event_names import Names
+from app.adapters.inbox_scripts import FAIL, PUT, PUT_BACK, SETTLE, TAKE
+from app.adapters.locks import fence_key
 from app.adapters.redis_clients import unavailable_if_down
-from app.services.ports import Failure, Letter, Waiting
-
-_TOGETHER = (32, 4, 1)
-"""How many suspects are tried at once after one failed attempt, two, and more."""
+from app.errors import LockLost, Unavailable
+from app.services.ports import DIED, TOGETHER, Failure, Held, Letter, Waiting
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 
-# KEYS: inbox, suspects, inboxes. ARGV: scope, then score and id of each entry.
-_PUT = """
-for i = 2, #ARGV, 2 do
-    if not redis.call('ZSCORE', KEYS[2], ARGV[i + 1]) then redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
-end
-redis.call('SADD', KEYS[3], ARGV[1])
-return redis.call('ZCARD', KEYS[1])
-"""
-
-# KEYS: inbox, suspects, trying, failures, stream. ARGV: most entries, sizes of groups of suspects as JSON.
-_TAKE = """
-local ids = redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)
-if #ids == 0 then
-    local time = redis.call('TIME')
-    local now = time[1] * 1000 + math.floor(time[2] / 1000)
-    local sizes = cjson.decode(ARGV[2])
-    local attempts
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, sizes[1])) do
-        local failure = redis.call('HGET', KEYS[4], id)
-        local its = failure and cjson.decode(failure)['attempts'] or 1
-        attempts = attempts or its
-        if its == attempts then ids[#ids + 1] = id end
-        if #ids >= sizes[math.min(attempts, #sizes)] then break end
-    end
-end
-if #ids == 0 then return {} end
-redis.call('SET', KEYS[3], table.concat(ids, ' '))
-local taken = {}
-for _, id in ipairs(ids) do
-    local entry = redis.call('XRANGE', KEYS[5], id, id)[1]
-    local event = ''
-    for i = 1, entry and #entry[2] or 0, 2 do
-        if entry[2][i] == 'event' then event = entry[2][i + 1] end
-    end
-    taken[#taken + 1] = {id, event, redis.call('HGET', KEYS[4], id)}
-end
-return taken
-"""
-
-# KEYS: inbox, suspects, trying, failures, stream, dead letters, index. ARGV: group, done ids as JSON, then per
-# letter: stream id, event id, and the number of its field names and values, which follow.
-_SETTLE = """
-local function drop(id)
-    redis.call('ZREM', KEYS[1], id)
-    redis.call('ZREM', KEYS[2], id)
-    redis.call('HDEL', KEYS[4], id)
-    return redis.call('XACK', KEYS[5], ARGV[1], id)
-end
-for _, id in ipairs(cjson.decode(ARGV[2])) do drop(id) end
-local i = 3
-local letters = 0
-while i <= #ARGV do
-    local count = tonumber(ARGV[i + 2])
-    if drop(ARGV[i]) == 1 then
-        local letter = redis.call('XADD', KEYS[6], '*', unpack(ARGV, i + 3, i + 2 + count))
-        if ARGV[i + 1] ~= '' then redis.call('HSET', KEYS[7], ARGV[i + 1], letter) end
-        letters = letters + 1
-    end
-    i = i + 3 + count
-end
-redis.call('DEL', KEYS[3])
-return letters
-"""
+PUT_BACK_PATIENCE_S = 10.0
+"""How long a batch is put back for where Redis is away: what it finds then in hand would look like a death."""
 
 
 class Inboxes:
-    """Every method raises `Unavailable` where Redis is away."""
+    """Every method raises `Unavailable` where Redis is away, and those of a holder `LockLost` where there is a newer
+    one."""
 
     def __init__(self, client: redis.Redis, names: Names) -> None:
         self._client, self._names = client, names
-        self._put = client.register_script(_PUT)
-        self._take = client.register_script(_TAKE)
-        self._settle = client.register_script(_SETTLE)
+        self._failures = f"{names.stream}:failures"
+        self._put = client.register_script(PUT)
+        self._take = client.register_script(TAKE)
+        self._put_back = client.register_script(PUT_BACK)
+        self._fail = client.register_script(FAIL)
+        self._settle = client.register_script(SETTLE)
 
     def put(self, entries: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """Put stream ids into the inboxes of their scopes, in one round trip; how many wait in each now."""
+        """Put stream ids that are not acknowledged into the inboxes of their scopes, in one round trip; how many wait
+        in each now."""
         with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
             for scope, stream_ids in entries.items():
                 scored = (part for stream_id in stream_ids for part in (_score(stream_id), stream_id))
-                self._put(keys=[*_keys(scope)[:2], "inboxes"], args=[scope, *scored], client=pipeline)
+                self._put(
+                    keys=[_inbox(scope), _suspects(scope), "inboxes", self._names.stream],
+                    args=[self._names.group, scope, *scored],
+                    client=pipeline,
+                )
             waiting: list[int] = pipeline.execute()
         return dict(zip(entries, waiting, strict=True))
 
@@ -116,9 +67,8 @@ class Inboxes:
             now = _now_ms(self._client)
             with self._client.pipeline(transaction=False) as pipeline:
                 for scope in scopes:
-                    inbox, suspects, *_ = _keys(scope)
-                    pipeline.zcard(inbox)
-                    pipeline.zcount(suspects, "-inf", now)
+                    pipeline.zcard(_inbox(scope))
+                    pipeline.zcount(_suspects(scope), "-inf", now)
                 counts: list[int] = pipeline.execute()
         return {
             scope: fresh + due
@@ -126,79 +76,94 @@ class Inboxes:
             if fresh + due
         }
 
-    def take(self, scope: str, limit: int) -> list[Waiting]:
-        """The next entries to be applied together, the oldest first, at most `limit`; for the scope's holder only."""
-        inbox, suspects, trying, failures = _keys(scope)
-        with unavailable_if_down():
-            died: Any = self._client.get(trying)
+    def take(self, held: Held, limit: int) -> list[Waiting]:
+        """The next entries to be applied together, the oldest first, at most `limit`."""
+        with _as_holder():
+            died: Any = self._client.get(_trying(held.scope))
             if died is not None:
-                self._note_death(scope, died.decode().split())
-            taken = self._take(
-                keys=[inbox, suspects, trying, failures, self._names.stream], args=[limit, json.dumps(_TOGETHER)]
-            )
+                self._note_death(held, died.decode().split())
+            taken = self._take(keys=self._keys(held), args=[held.token, limit, json.dumps(TOGETHER)])
         return [_waiting(stream_id.decode(), event, failure) for stream_id, event, failure in taken]
 
-    def put_back(self, scope: str) -> None:
-        """The batch in hand was not applied, for reasons that are not its own."""
-        with unavailable_if_down():
-            self._client.delete(_keys(scope)[2])
+    def put_back(self, held: Held) -> None:
+        """The batch in hand was not applied, for reasons that are not its own. Waits for Redis a while."""
+        deadline = time.monotonic() + PUT_BACK_PATIENCE_S
+        while True:
+            try:
+                with suppress(LockLost), _as_holder():
+                    self._put_back(keys=self._keys(held), args=[held.token])
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
-    def fail(self, scope: str, batch: Sequence[Waiting], error: str) -> None:
-        """The batch in hand failed: all of it is suspect, and is tried again later."""
-        inbox, suspects, trying, failures = _keys(scope)
-        with unavailable_if_down():
+    def fail(self, held: Held, failed: Sequence[tuple[Waiting, str]]) -> None:
+        """Entries of the batch in hand failed, each with an error: they are suspects now, and are tried again later.
+        The others are back in the inbox."""
+        arguments: list[str | int] = []
+        with _as_holder():
             now = _now_ms(self._client)
-            with self._client.pipeline(transaction=True) as pipeline:
-                for waiting in batch:
-                    failure = _after(waiting.failure, error, now)
-                    pipeline.hset(failures, waiting.stream_id, json.dumps(failure._asdict()))
-                    pipeline.zrem(inbox, waiting.stream_id)
-                    pipeline.zadd(suspects, {waiting.stream_id: now + _wait_ms(failure.attempts)})
-                pipeline.delete(trying)
-                pipeline.execute()
+            for waiting, error in failed:
+                failure = _after(waiting.failure, error, now)
+                arguments += [waiting.stream_id, json.dumps(failure._asdict()), now + _wait_ms(failure.attempts)]
+            self._fail(keys=self._keys(held), args=[held.token, *arguments])
 
-    def settle(self, scope: str, done: Collection[str], letters: Sequence[Letter]) -> int:
+    def settle(self, held: Held, done: Collection[str], letters: Sequence[Letter]) -> int:
         """Acknowledge what was applied, and set aside what cannot be, in one step; how many letters are new."""
-        inbox, suspects, trying, failures = _keys(scope)
         arguments: list[str | bytes | int] = [self._names.group, json.dumps(list(done))]
         for letter in letters:
             fields = list(_fields(letter))
             arguments += [letter.stream_id, letter.event_id, len(fields), *fields]
-        with unavailable_if_down():
+        with _as_holder():
             return int(
                 self._settle(
-                    keys=[
-                        inbox, suspects, trying, failures,
-                        self._names.stream, self._names.dead_letters, f"{self._names.dead_letters}:index",
-                    ],
-                    args=arguments,
+                    keys=[*self._keys(held), self._names.dead_letters, f"{self._names.dead_letters}:index"],
+                    args=[held.token, *arguments],
                 )
-            )  # fmt: skip
+            )
 
-    def suspects(self, scope: str) -> list[int]:
-        """The positions of entries that failed and will be tried again."""
+    def oldest_pending(self, but: Collection[str]) -> int | None:
+        """The position of the oldest entry that was read and is not acknowledged, in whatever scope, apart from these
+        stream ids; None where there is none."""
         with unavailable_if_down():
-            stream_ids: Any = self._client.zrange(_keys(scope)[1], 0, -1)
-        return [position(stream_id.decode()) for stream_id in stream_ids]
+            oldest: Any = self._client.xpending_range(
+                self._names.stream, self._names.group, min="-", max="+", count=len(but) + 1
+            )
+        others = (entry["message_id"].decode() for entry in oldest)
+        return next((position(stream_id) for stream_id in others if stream_id not in but), None)
 
-    def _note_death(self, scope: str, stream_ids: Sequence[str]) -> None:
-        """The last holder died with these in hand; those that it had settled are no more in the inbox."""
-        inbox, suspects, _, failures = _keys(scope)
-        with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.zmscore(inbox, list(stream_ids))
-            pipeline.zmscore(suspects, list(stream_ids))
-            pipeline.hmget(failures, stream_ids)
-            fresh, suspect, known = pipeline.execute()
-        batch = [
-            _waiting(stream_id, b"", failure)
-            for stream_id, *scores, failure in zip(stream_ids, fresh, suspect, known, strict=True)
-            if scores != [None, None]
-        ]
-        self.fail(scope, batch, "the process that was applying it ended")
+    def _note_death(self, held: Held, stream_ids: Sequence[str]) -> None:
+        """The last holder died with these in hand."""
+        known: Any = self._client.hmget(self._failures, stream_ids)
+        self.fail(held, [(_waiting(one, b"", failure), DIED) for one, failure in zip(stream_ids, known, strict=True)])
+
+    def _keys(self, held: Held) -> list[str]:
+        inbox = [_inbox(held.scope), _suspects(held.scope), _trying(held.scope)]
+        return [fence_key(held.scope), *inbox, self._failures, self._names.stream]
 
 
-def _keys(scope: str) -> tuple[str, str, str, str]:
-    return f"inbox:{scope}", f"suspects:{scope}", f"trying:{scope}", f"failures:{scope}"
+def _inbox(scope: str) -> str:
+    return f"inbox:{scope}"
+
+
+def _suspects(scope: str) -> str:
+    return f"suspects:{scope}"
+
+
+def _trying(scope: str) -> str:
+    return f"trying:{scope}"
+
+
+@contextmanager
+def _as_holder() -> Iterator[None]:
+    with unavailable_if_down():
+        try:
+            yield
+        except redis.ResponseError as error:
+            if not str(error).startswith("LOCKLOST"):
+                raise
+            raise LockLost(str(error).removeprefix("LOCKLOST ")) from None
 
 
 def _score(stream_id: str) -> int:
@@ -214,7 +179,16 @@ def _now_ms(client: redis.Redis) -> int:
 
 
 def _waiting(stream_id: str, event: bytes, failure: bytes | None) -> Waiting:
-    return Waiting(stream_id, position(stream_id), event, None if failure is None else Failure(**json.loads(failure)))
+    return Waiting(stream_id, position(stream_id), event, None if failure is None else _failure(failure))
+
+
+def _failure(noted: bytes) -> Failure:
+    """What is noted of a failed entry; of a note that cannot be read, that there was one failure."""
+    try:
+        fields = json.loads(noted)
+        return Failure(*(type_(fields[name]) for name, type_ in Failure.__annotations__.items()))
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return Failure(1, "unknown", 0, "unknown", 0)
 
 
 def _after(before: Failure | None, error: str, now: int) -> Failure:
@@ -224,7 +198,7 @@ def _after(before: Failure | None, error: str, now: int) -> Failure:
 
 def _wait_ms(attempts: int) -> int:
     """Full jitter: anything up to a bound that doubles with every attempt."""
-    bound = min(_FIRST_WAIT_S * 2 ** (attempts - 1), _LONGEST_WAIT_S)
+    bound = min(_FIRST_WAIT_S * 2 ** min(attempts - 1, 16), _LONGEST_WAIT_S)
     return int(random.uniform(0, bound) * 1000)  # noqa: S311 - spreads load only
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -28,13 +29,14 @@ HINT_LIFE_S = 5.0
 
 # KEYS: lock, generation, fence, hint. ARGV: owner, life in ms.
 # The clock makes tokens rise even where Redis has forgotten the last one; the counter, where it stands still.
+# A lock that is the asker's own is the same request once more, because its answer was lost.
 _ASK = """
 redis.call('DEL', KEYS[4])
 local asked = redis.call('HINCRBY', KEYS[2], 'asked', 1)
 redis.call('EXPIRE', KEYS[2], 86400)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and redis.call('GET', KEYS[1]) ~= ARGV[1] then
     redis.call('HSETNX', KEYS[2], 'since', string.format('%.0f', now))
     return {}
 end
@@ -49,8 +51,10 @@ return {string.format('%.0f', token), asked, since and now - tonumber(since) or 
 
 # KEYS: lock, generation. ARGV: owner, the generation that was worked on, or '' to free the lock whatever was asked.
 _FREE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
+local owner = redis.call('GET', KEYS[1])
 local asked = redis.call('HGET', KEYS[2], 'asked') or '0'
+if not owner and asked == ARGV[2] then return {'free'} end -- already, and the answer was lost
+if owner ~= ARGV[1] then return {'lost'} end
 if ARGV[2] == '' or asked == ARGV[2] then
     redis.call('DEL', KEYS[1])
     return {'free'}
@@ -80,8 +84,10 @@ class Locks:
     def hint(self, scope: str, life_s: float = HINT_LIFE_S) -> bool:
         """Whether a task that asks for this scope has to be queued: not while one is on its way. It is taken for lost
         after `life_s` seconds."""
+        own = uuid4().bytes
         with unavailable_if_down():
-            return bool(self._client.set(_hint(scope), 1, nx=True, px=int(life_s * 1000)))
+            earlier: Any = self._client.set(_hint(scope), own, nx=True, get=True, px=int(life_s * 1000))
+        return earlier in (None, own)
 
     def idle(self, scopes: Sequence[str]) -> list[str]:
         """Those whose lock nobody holds and for which no hint is on its way."""
@@ -117,7 +123,7 @@ class Locks:
         asked_at = time.monotonic()
         with unavailable_if_down():
             answer = self._ask_script(
-                keys=[_lock(scope), _generation(scope), f"fence:{scope}", _hint(scope)],
+                keys=[_lock(scope), _generation(scope), fence_key(scope), _hint(scope)],
                 args=[owner, int(self._ttl_s * 1000)],
             )
         if not answer:
@@ -192,6 +198,11 @@ class Held:
     def _lose(self) -> None:
         self._until = 0.0
         metrics.lock_lost.labels(_kind(self.scope)).inc()
+
+
+def fence_key(scope: str) -> str:
+    """Where the newest holder's token is."""
+    return f"fence:{scope}"
 
 
 def _lock(scope: str) -> str:

@@ -1,5 +1,6 @@
 """Redis and Valkey clients, and what their errors mean."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,11 +17,11 @@ _RETRIES = 1
 _BACKOFF = ExponentialWithJitterBackoff(base=0.01, cap=0.05)
 
 
-def make_redis(url: str, timeout_s: float) -> redis.Redis:
-    """A blocking client; connects on first use."""
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(_BACKOFF, _RETRIES)
-    )
+def make_redis(url: str, timeout_s: float, *, repeats: bool = True) -> redis.Redis:
+    """A blocking client; connects on first use. One that does not repeat a command whose answer was lost tells its
+    caller, who may have to find out what became of it."""
+    retry = Retry(_BACKOFF, _RETRIES if repeats else 0)
+    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
 
 
 def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> redis.asyncio.Redis:
@@ -40,11 +41,21 @@ def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> 
 
 @contextmanager
 def unavailable_if_down(upstream: str = "broker") -> Iterator[None]:
-    """Turn lost connections, time-outs and servers that load or are full into `Unavailable`."""
+    """Turn lost connections, time-outs and servers that cannot serve now into `Unavailable`."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError) as error:
         raise Unavailable(f"Redis is not available: {error}", upstream=upstream) from error
+    except redis.ResponseError as error:
+        if not _PASSES.match(str(error)):
+            raise
+        raise Unavailable(f"Redis is not available: {error}", upstream=upstream) from error
+
+
+# Answers of a server that cannot write its file, waits for a script, or lacks replicas. Pipelines put words before.
+_PASSES = re.compile(
+    r"(Command # .* caused error: )?(MISCONF|BUSY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN) ", re.DOTALL
+)
 
 
 @contextmanager

@@ -118,15 +118,15 @@ def apply_events(
                     refused.append(Refused(item.stream_id, str(error)))
                     new.discard(item.event.id)
                     tx.events.release(item.event.id)
-        gone = {refusal.stream_id for refusal in refused}
-        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in gone], effects)
+        reasons = {refusal.stream_id: refusal.reason for refusal in refused}
+        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in reasons], effects)
         causes = {key: _cause(list(ids)) for key, ids in effects.causes.items()}
         sheets = reprice(tx, union(effects.direct), clock, causes)
         cached = sheets + _not_among(sheets, tx.prices.current(union(effects.again)) if effects.again else [])
     cache.put(cached)
     for task_id in effects.tasks:
         queue.recalculate(task_id)
-    return Applied(len(new), len(sheets), refused)
+    return Applied(len(new), len(sheets), _with_duplicates(refused, items, batch))
 
 
 def _first_of_each(batch: Iterable[Positioned]) -> list[Positioned]:
@@ -135,6 +135,15 @@ def _first_of_each(batch: Iterable[Positioned]) -> list[Positioned]:
     for item in sorted(batch, key=lambda item: item.position):
         first.setdefault(item.event.id, item)
     return list(first.values())
+
+
+def _with_duplicates(
+    refused: Sequence[Refused], items: Iterable[Positioned], batch: Iterable[Positioned]
+) -> list[Refused]:
+    """Whoever has the id of a refused event was not applied either."""
+    event_ids = {item.stream_id: item.event.id for item in items}
+    reasons = {event_ids[refusal.stream_id]: refusal.reason for refusal in refused}
+    return [Refused(item.stream_id, reasons[item.event.id]) for item in batch if item.event.id in reasons]
 
 
 def _signal_changes(tx: Transaction, items: Sequence[Positioned]) -> tuple[list[_SignalChange], list[Refused]]:

@@ -7,6 +7,8 @@ from app.domain.events import Event
 from app.errors import PricingError
 from app.services.applying import Positioned, apply_events
 from app.services.ports import (
+    DIED,
+    TOGETHER,
     Breakers,
     BreakerState,
     Clock,
@@ -23,10 +25,14 @@ from app.services.ports import (
 APPLYING = "apply_events"
 """The breaker of this work."""
 
+_ALONE = len(TOGETHER) + 1
+"""From this attempt on an entry has been tried alone; before, it may have failed for another's fault."""
+
 
 class Delivered(NamedTuple):
     """What became of a batch, in entries: `applied` for the first time, `repeated` (applied before), set aside as
-    `letters`, or `failed` and to be tried again, because of `error` where that was unforeseen."""
+    `letters`, or `failed` and to be tried again, because of `error` where that was unforeseen. `sheets` are the prices
+    that changed."""
 
     applied: int
     repeated: int
@@ -55,82 +61,96 @@ def deliver(
 
     Raises `LockLost` or `Unavailable`, with the batch back in its inbox: that is not the events' fault.
     """
-    positioned = [Positioned(w.stream_id, w.position, events[w.stream_id]) for w in batch if w.stream_id in events]
+    bad = [_Setback(w, malformed[w.stream_id], malformed[w.stream_id], True) for w in batch if w.stream_id in malformed]
+    bad += [
+        _Setback(w, f"{max_attempts} processes ended with it in hand", DIED, True) for w in _deadly(batch, max_attempts)
+    ]
+    unsound = {setback.waiting.stream_id for setback in bad}
+    sound = [w for w in batch if w.stream_id not in unsound]
+    positioned = [Positioned(w.stream_id, w.position, events[w.stream_id]) for w in sound]
     try:
-        applied = apply_events(held, positioned, store=store, cache=cache, queue=queue, clock=clock)
+        try:
+            applied = apply_events(held, positioned, store=store, cache=cache, queue=queue, clock=clock)
+        except (PricingError, ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            state = breakers.note(APPLYING, bad=1, reason=told)
+            bad += [
+                _Setback(w, f"{max_attempts} attempts failed", told, _was_last(w, batch, max_attempts)) for w in sound
+            ]
+            return _settle(held, [], bad, state, events, inboxes, clock)._replace(error=error)
+        refused = {refusal.stream_id: refusal.reason for refusal in applied.refused}
+        done = [w.stream_id for w in sound if w.stream_id not in refused]
+        bad += _refusals([w for w in sound if w.stream_id in refused], refused, batch, inboxes)
+        final = [setback.reason for setback in bad if setback.final]
+        state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=final[0] if final else "")
+        settled = _settle(held, done, bad, state, events, inboxes, clock)
     except (PricingError, ConnectionError, TimeoutError):
-        inboxes.put_back(held.scope)
+        inboxes.put_back(held)
         raise
-    except Exception as error:
-        state = breakers.note(APPLYING, bad=1, reason=_told(error))
-        hopeless = {w.stream_id: f"{max_attempts} attempts failed" for w in batch if _attempts(w) + 1 >= max_attempts}
-        failed = {w.stream_id: _told(error) for w in batch if w.stream_id not in hopeless}
-        outcome = _Outcome([], hopeless, failed, _told(error))
-        return _settle(held.scope, batch, events, outcome, state, inboxes, clock)._replace(error=error)
-
-    refused = {refusal.stream_id: refusal.reason for refusal in applied.refused}
-    # Where something older may still change what this one was refused for, the refusal is not final.
-    early = _after_suspects(held.scope, batch, refused, inboxes)
-    final = {stream_id: reason for stream_id, reason in {**refused, **malformed}.items() if stream_id not in early}
-    done = [w.stream_id for w in batch if w.stream_id not in refused and w.stream_id not in malformed]
-    state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=next(iter(final.values()), ""))
-    outcome = _Outcome(done, final, {stream_id: refused[stream_id] for stream_id in early}, "")
-    settled = _settle(held.scope, batch, events, outcome, state, inboxes, clock)
     return settled._replace(applied=applied.new, repeated=len(done) - applied.new, sheets=applied.sheets)
 
 
-class _Outcome(NamedTuple):
-    """Stream ids of a batch: done, final failures with the reason, failures to try again with the error."""
+class _Setback(NamedTuple):
+    """An entry that was not applied. `final`: another try is of no use, and `reason` says why."""
 
-    done: list[str]
-    final: dict[str, str]
-    failed: dict[str, str]
+    waiting: Waiting
+    reason: str
     error: str
+    final: bool
+
+
+def _deadly(batch: Sequence[Waiting], max_attempts: int) -> list[Waiting]:
+    """Those that too many processes have died with: no further one is to."""
+    most = max(max_attempts, _ALONE)
+    return [w for w in batch if w.failure and w.failure.last_error == DIED and w.failure.attempts >= most]
+
+
+def _was_last(waiting: Waiting, batch: Sequence[Waiting], max_attempts: int) -> bool:
+    """Whether it has failed often enough; in company it may have been another's fault."""
+    attempts = 1 + (waiting.failure.attempts if waiting.failure else 0)
+    return len(batch) == 1 and attempts >= max_attempts
+
+
+def _refusals(
+    waiting: Sequence[Waiting], refused: Mapping[str, str], batch: Sequence[Waiting], inboxes: Inboxes
+) -> list[_Setback]:
+    """A refusal is final only where nothing older is still to be applied, which may change what it was refused for: a
+    suspect, an entry of another scope, or one that another listener has read and not yet put into an inbox."""
+    if not waiting:
+        return []
+    oldest = inboxes.oldest_pending(but={w.stream_id for w in batch})
+    return [
+        _Setback(w, refused[w.stream_id], refused[w.stream_id], oldest is None or oldest > w.position) for w in waiting
+    ]
 
 
 def _settle(
-    scope: str,
-    batch: Sequence[Waiting],
-    events: Mapping[str, Event],
-    outcome: _Outcome,
+    held: Held,
+    done: Sequence[str],
+    bad: Sequence[_Setback],
     state: BreakerState,
+    events: Mapping[str, Event],
     inboxes: Inboxes,
     clock: Clock,
 ) -> Delivered:
-    final, failed = outcome.final, outcome.failed
-    if state is not BreakerState.CLOSED:
-        # Too much fails: it is probably not the events' fault, and they are not set aside for it.
-        final, failed = {}, failed | final
-    letters = [
-        _letter(w, events.get(w.stream_id), final[w.stream_id], outcome.error or final[w.stream_id], clock())
-        for w in batch
-        if w.stream_id in final
-    ]
+    # Where too much fails it is probably not the events' fault, and none is set aside for it.
+    may_be_final = state is BreakerState.CLOSED
+    final = [setback for setback in bad if setback.final and may_be_final]
+    failed = [(setback.waiting, setback.error) for setback in bad if not (setback.final and may_be_final)]
+    letters = [_letter(setback, events.get(setback.waiting.stream_id), clock()) for setback in final]
     if failed:
-        inboxes.fail(scope, [w for w in batch if w.stream_id in failed], next(iter(failed.values())))
-    inboxes.settle(scope, outcome.done, letters)
+        inboxes.fail(held, failed)
+    inboxes.settle(held, done, letters)
     return Delivered(0, 0, letters, len(failed), 0, None)
 
 
-def _after_suspects(scope: str, batch: Sequence[Waiting], refused: Mapping[str, str], inboxes: Inboxes) -> set[str]:
-    """Those of the refused that come after an entry which failed and may still succeed."""
-    if not refused:
-        return set()
-    suspects = [position for position in inboxes.suspects(scope) if position not in {w.position for w in batch}]
-    oldest = min(suspects, default=None)
-    return {w.stream_id for w in batch if w.stream_id in refused and oldest is not None and oldest < w.position}
-
-
-def _letter(waiting: Waiting, event: Event | None, reason: str, error: str, now: int) -> Letter:
-    before = waiting.failure or Failure(0, error, now, error, now)
-    failure = before._replace(attempts=before.attempts + 1, last_error=error, last_failed_at=now)
+def _letter(setback: _Setback, event: Event | None, now: int) -> Letter:
+    waiting, error = setback.waiting, setback.error
+    failure = waiting.failure or Failure(0, error, now, error, now)
+    if error != DIED:  # a death has been counted by whoever found it
+        failure = failure._replace(attempts=failure.attempts + 1, last_error=error, last_failed_at=now)
     trace_id = event.traceparent.split("-")[1] if event is not None and event.traceparent else ""
-    return Letter(waiting.stream_id, waiting.event, event.id if event is not None else "", trace_id, reason, failure)
-
-
-def _attempts(waiting: Waiting) -> int:
-    return waiting.failure.attempts if waiting.failure is not None else 0
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    event_id = event.id if event is not None else ""
+    return Letter(waiting.stream_id, waiting.event, event_id, trace_id, setback.reason, failure)

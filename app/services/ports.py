@@ -154,6 +154,13 @@ class Failure(NamedTuple):
     last_failed_at: int
 
 
+DIED = "the process that was applying it ended"
+"""The error of an attempt that nobody lived to tell of."""
+
+TOGETHER = (32, 4, 1)
+"""How many suspects are tried at once after one failed attempt, two, and more."""
+
+
 class Waiting(NamedTuple):
     """A stream entry in an inbox: its place, and the event as JSON, empty where the entry has none."""
 
@@ -194,11 +201,10 @@ class Breakers(Protocol):
 
 
 class Inboxes(Protocol):
-    def take(self, scope: str, limit: int) -> list[Waiting]: ...
-    def put_back(self, scope: str) -> None: ...
-    def fail(self, scope: str, batch: Sequence[Waiting], error: str) -> None: ...
-    def settle(self, scope: str, done: Collection[str], letters: Sequence[Letter]) -> int: ...
-    def suspects(self, scope: str) -> list[int]: ...
+    def put_back(self, held: "Held") -> None: ...
+    def fail(self, held: "Held", failed: Sequence[tuple[Waiting, str]]) -> None: ...
+    def settle(self, held: "Held", done: Collection[str], letters: Sequence[Letter]) -> int: ...
+    def oldest_pending(self, but: Collection[str]) -> int | None: ...
 
 
 class SheetCache(Protocol):

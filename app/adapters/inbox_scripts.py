@@ -1,0 +1,94 @@
+"""The scripts of `inbox`: each is one step, and safe to run twice, because an answer may be lost."""
+
+# KEYS: inbox, suspects, inboxes, stream. ARGV: group, scope, then score and id of each entry.
+PUT = """
+for i = 3, #ARGV, 2 do
+    local id = ARGV[i + 1]
+    if #redis.pcall('XPENDING', KEYS[4], ARGV[1], id, id, 1) > 0 and not redis.call('ZSCORE', KEYS[2], id) then
+        redis.call('ZADD', KEYS[1], ARGV[i], id)
+    end
+end
+redis.call('SADD', KEYS[3], ARGV[2])
+return redis.call('ZCARD', KEYS[1])
+"""
+
+# The scripts of holders have the same first keys and arguments. KEYS: fence, inbox, suspects, trying, failures, stream.
+# ARGV: token.
+_HOLDER = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('LOCKLOST a newer holder has the scope') end
+"""
+
+# ARGV: most entries, sizes of groups of suspects as JSON. Fresh entries and suspects have their turn in the order
+# in which they could have been taken: neither can keep the other waiting for ever.
+TAKE = f"""{_HOLDER}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local sizes = cjson.decode(ARGV[3])
+local ids = redis.call('ZRANGE', KEYS[2], 0, ARGV[2] - 1)
+local due = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'WITHSCORES', 'LIMIT', 0, sizes[1])
+local function attempts_of(id)
+    local known, failure = pcall(cjson.decode, redis.call('HGET', KEYS[5], id) or '')
+    local attempts = known and type(failure) == 'table' and tonumber(failure['attempts']) or 1
+    return math.max(1, math.min(math.floor(attempts), #sizes))
+end
+if #due > 0 and (#ids == 0 or tonumber(due[2]) <= tonumber(string.match(ids[1], '^%d+'))) then
+    ids = {{}}
+    local attempts = attempts_of(due[1])
+    for i = 1, #due, 2 do
+        if #ids < sizes[attempts] and attempts_of(due[i]) == attempts then ids[#ids + 1] = due[i] end
+    end
+end
+if #ids == 0 then return {{}} end
+redis.call('SET', KEYS[4], table.concat(ids, ' '))
+local taken = {{}}
+for _, id in ipairs(ids) do
+    local entry = redis.call('XRANGE', KEYS[6], id, id)[1]
+    local event = ''
+    for i = 1, entry and #entry[2] or 0, 2 do
+        if entry[2][i] == 'event' then event = entry[2][i + 1] end
+    end
+    taken[#taken + 1] = {{id, event, redis.call('HGET', KEYS[5], id)}}
+end
+return taken
+"""
+
+PUT_BACK = f"{_HOLDER} return redis.call('DEL', KEYS[4])"
+
+# ARGV: id, failure as JSON, and time of the next try, of each entry. What was settled meanwhile has not failed.
+FAIL = f"""{_HOLDER}
+for i = 2, #ARGV, 3 do
+    local id = ARGV[i]
+    if redis.call('ZREM', KEYS[2], id) + redis.call('ZREM', KEYS[3], id) > 0 then
+        redis.call('HSET', KEYS[5], id, ARGV[i + 1])
+        redis.call('ZADD', KEYS[3], ARGV[i + 2], id)
+    end
+end
+return redis.call('DEL', KEYS[4])
+"""
+
+# KEYS: dead letters, index. ARGV: group, done ids as JSON, then per letter: stream id, event id, and the number of its
+# field names and values, which follow. A letter is written before its entry goes: an error between the two, which
+# Redis does not undo, must not lose the entry.
+SETTLE = f"""{_HOLDER}
+local function drop(id)
+    redis.call('ZREM', KEYS[2], id)
+    redis.call('ZREM', KEYS[3], id)
+    redis.call('HDEL', KEYS[5], id)
+    redis.call('XACK', KEYS[6], ARGV[2], id)
+end
+for _, id in ipairs(cjson.decode(ARGV[3])) do drop(id) end
+local i = 4
+local letters = 0
+while i <= #ARGV do
+    local count = tonumber(ARGV[i + 2])
+    if #redis.pcall('XPENDING', KEYS[6], ARGV[2], ARGV[i], ARGV[i], 1) > 0 then
+        local letter = redis.call('XADD', KEYS[7], '*', unpack(ARGV, i + 3, i + 2 + count))
+        if ARGV[i + 1] ~= '' then redis.call('HSET', KEYS[8], ARGV[i + 1], letter) end
+        letters = letters + 1
+    end
+    drop(ARGV[i])
+    i = i + 3 + count
+end
+redis.call('DEL', KEYS[4])
+return letters
+"""
