@@ -1,10 +1,11 @@
 """What becomes of a batch from an inbox: applied and settled, tried again later, or set aside."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from app.domain.events import Event
-from app.errors import PricingError
+from app.errors import PricingError, Unavailable
 from app.services.applying import Positioned, apply_events
 from app.services.ports import (
     DIED,
@@ -87,7 +88,8 @@ def deliver(
         state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=final[0] if final else "")
         settled = _settle(held, done, bad, state, events, inboxes, clock)
     except (PricingError, ConnectionError, TimeoutError):
-        inboxes.put_back(held)
+        with suppress(Unavailable):
+            inboxes.put_back(held)
         raise
     return settled._replace(applied=applied.new, repeated=len(done) - applied.new, sheets=applied.sheets)
 

@@ -254,6 +254,7 @@ def test_a_repeated_idempotency_key_has_one_effect(shop: Shop) -> None:
     key = {"Idempotency-Key": f"key of {product}"}
     ids = {shop.http.post(PUBLISH, json=body, headers=key).json()["event_id"] for _ in range(3)}
     (event_id,) = ids
+    shop.settle()
     other = shop.http.post(PUBLISH, json=body, headers={"Idempotency-Key": "another"}).json()["event_id"]
     assert other != event_id
     shop.settle()

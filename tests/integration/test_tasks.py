@@ -1,0 +1,210 @@
+"""What tasks do with errors, in a real worker: what may pass is tried again later, and breakers hold back what is of no
+use."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import celery
+import pytest
+import redis
+from celery.contrib.testing.worker import start_worker
+
+from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
+from app.adapters.task_names import EVENTS_QUEUE
+from app.adapters.task_queue import VISIBILITY_TIMEOUT_S, make_celery
+from app.bootstrap import open_resources
+from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
+from app.services.ports import BreakerState
+from app.settings import Settings
+from tests.support.system import free_port
+from tests.support.waiting import eventually
+from workers.base import LONGEST_WAIT_S, PricingTask
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Worker:
+    """Runs the task `work`, which does what `does` says; `runs` counts."""
+
+    def __init__(self, application: celery.Celery, valkey: redis.Redis) -> None:
+        self._application, self._valkey = application, valkey
+        self.breakers = Breakers(valkey)
+        self.does: Callable[[], object] = lambda: None
+        self.runs = 0
+
+    def work(self) -> None:
+        self.runs += 1
+        self.does()
+
+    def fails_with(self, error: Exception) -> None:
+        def fail() -> None:
+            raise error
+
+        self.does = fail
+
+    def start(self, name: str = "work", retries: int = 0) -> None:
+        """Queue the task, and wait until it was taken and has ended, or waits to be tried again."""
+        ended = threading.Event()
+        with_end = celery.signals.task_postrun.connect(lambda **_: ended.set(), weak=False)
+        self._application.send_task(name, retries=retries, headers={"traceparent": TRACEPARENT})
+        assert ended.wait(20)
+        celery.signals.task_postrun.disconnect(with_end)
+
+    def later(self) -> list[dict[str, Any]]:
+        """The headers of the tasks that wait for their time."""
+        fetched: Any = self._valkey.hvals("unacked")
+        queued: Any = self._valkey.lrange(EVENTS_QUEUE, 0, -1)
+        messages = [json.loads(message)[0] for message in fetched] + [json.loads(message) for message in queued]
+        return [message["headers"] for message in messages if message["headers"]["eta"]]
+
+    def open(self, breaker: str) -> None:
+        assert self.breakers.note(breaker, bad=100) is BreakerState.OPEN
+
+    def stays_open(self, breaker: str) -> None:
+        """However slow this machine is."""
+        self._valkey.hincrby(f"breaker:{breaker}", "until", 600_000)
+
+    def time_passes(self) -> None:
+        for name in (POSTGRESQL, CACHE, APPLYING, BOUNDARIES):
+            if self._valkey.exists(f"breaker:{name}"):
+                self._valkey.hset(f"breaker:{name}", "until", 1)
+
+
+@pytest.fixture
+def settings(database_url: str, valkey_url: str) -> Settings:
+    return Settings(database_url=database_url, cache_url=valkey_url)
+
+
+@pytest.fixture
+def worker(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    assert settings.cache_url is not None
+    application = make_celery(settings.cache_url.get_secret_value())
+    worker = Worker(application, valkey)
+
+    def work() -> None:
+        worker.work()
+
+    for name, own, tells in (("work", BOUNDARIES, False), ("telling work", APPLYING, True)):
+        needed = (POSTGRESQL, CACHE, own)
+        application.task(work, name=name, base=PricingTask, breakers=needed, tells=tells, shared=False)
+    resources = open_resources(settings)
+    monkeypatch.setattr("workers.base.resources", lambda: resources)
+    with start_worker(application, perform_ping_check=False, shutdown_timeout=30):
+        yield worker
+    resources.store.close()
+
+
+def seconds_until(eta: str) -> float:
+    moment = datetime.fromisoformat(eta)
+    return (moment - datetime.now(moment.tzinfo)).total_seconds()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("away", 100), Overloaded("full", 100), LockLost("lost"), Conflict("other"), ConnectionError("cut"),
+        TimeoutError("slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_may_pass_is_tried_again_after_what_was_asked_for(worker: Worker, error: PricingError) -> None:
+    worker.fails_with(error)
+    worker.start()
+    (again,) = eventually(worker.later)
+    asked_s = getattr(error, "retry_after_s", 0)
+    assert asked_s - 20 < seconds_until(again["eta"]) <= asked_s + 1
+    assert (again["retries"], again["traceparent"]) == (1, TRACEPARENT)
+
+
+@pytest.mark.parametrize("retries", [1, 3, 7])
+def test_waits_are_jittered_and_far_below_the_visibility_timeout(worker: Worker, retries: int) -> None:
+    worker.fails_with(Unavailable("away", 100))
+    bound_s = min(2**retries, LONGEST_WAIT_S)
+    for _ in range(6):
+        worker.start(retries=retries)
+    waits = [seconds_until(again["eta"]) for again in eventually(lambda: len(worker.later()) == 6 and worker.later())]
+    assert all(100 - 20 < wait <= 100 + bound_s for wait in waits), waits
+    assert len(set(waits)) == 6
+    assert 100 + bound_s < VISIBILITY_TIMEOUT_S
+
+
+def test_after_the_last_time_it_is_given_up(worker: Worker, valkey: redis.Redis) -> None:
+    worker.fails_with(Unavailable("away", 100))
+    worker.start(retries=PricingTask.max_retries)
+    assert worker.runs == 1
+    eventually(lambda: not valkey.exists("unacked", EVENTS_QUEUE))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), InvalidInput("wrong")], ids=["a bug", "invalid"])
+def test_what_cannot_pass_fails_at_once_and_counts_against_the_work(
+    worker: Worker, valkey: redis.Redis, error: Exception
+) -> None:
+    worker.fails_with(error)
+    worker.start()
+    eventually(lambda: not valkey.exists("unacked", EVENTS_QUEUE))
+    tallies = worker.breakers.tallies()
+    assert [tallies[name].bad for name in (POSTGRESQL, CACHE, BOUNDARIES)] == [0, 0, 1]
+    assert tallies[BOUNDARIES].state is BreakerState.CLOSED
+
+
+def test_a_store_that_is_away_opens_its_own_breaker_and_nothing_more_is_begun(worker: Worker) -> None:
+    worker.fails_with(Unavailable("away", 100, upstream="postgresql"))
+    for _ in range(5):
+        worker.start()
+    tallies = worker.breakers.tallies()
+    assert (tallies[POSTGRESQL].state, tallies[POSTGRESQL].reason) == (BreakerState.OPEN, "away")
+    assert tallies[CACHE].bad == 0
+    worker.stays_open(POSTGRESQL)
+    worker.start()
+    assert worker.runs == 5
+
+
+def test_work_that_fails_for_everybody_is_held_back(worker: Worker) -> None:
+    worker.fails_with(ZeroDivisionError("bug"))
+    worker.breakers.note(BOUNDARIES, bad=WORK_LIMITS.failures - 1)
+    worker.start()
+    assert worker.breakers.tallies()[BOUNDARIES].state is BreakerState.OPEN
+    worker.stays_open(BOUNDARIES)
+    worker.start()
+    assert worker.runs == 1
+    worker.start("telling work")
+    assert worker.runs == 2, "other work goes on"
+
+
+def test_a_try_that_succeeds_closes_the_breakers(worker: Worker) -> None:
+    worker.open(POSTGRESQL)
+    worker.open(BOUNDARIES)
+    worker.time_passes()
+    worker.start()
+    assert worker.runs == 1
+    assert {tally.state for tally in worker.breakers.tallies().values()} == {BreakerState.CLOSED}
+
+
+def test_work_that_tells_how_it_fared_is_not_taken_for_good_because_it_ended(worker: Worker) -> None:
+    """It may have found nothing to do."""
+    worker.open(POSTGRESQL)
+    worker.open(APPLYING)
+    worker.time_passes()
+    worker.start("telling work")
+    tallies = worker.breakers.tallies()
+    assert (tallies[POSTGRESQL].state, tallies[APPLYING].state) == (BreakerState.CLOSED, BreakerState.HALF_OPEN)
+    worker.does = lambda: worker.breakers.note(APPLYING, good=1)
+    worker.start("telling work")
+    assert worker.breakers.tallies()[APPLYING].state is BreakerState.CLOSED
+
+
+def test_a_try_begins_no_work_while_a_store_does_not_answer(
+    worker: Worker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"postgresql://postgres@127.0.0.1:{free_port()}/nothing"
+    resources = open_resources(Settings(database_url=nowhere, cache_url=settings.cache_url))
+    monkeypatch.setattr("workers.base.resources", lambda: resources)
+    worker.open(POSTGRESQL)
+    worker.time_passes()
+    worker.start()
+    assert worker.runs == 0
+    tally = worker.breakers.tallies()[POSTGRESQL]
+    assert (tally.state, "refused" in tally.reason) == (BreakerState.OPEN, True)
