@@ -19,7 +19,7 @@ from app.adapters.invalidation_feed import InvalidationFeed
 from app.adapters.price_cache import AsyncPriceCache, Lifetimes, PriceCache
 from app.adapters.redis_clients import make_async_redis, make_redis
 from app.adapters.store import Store
-from app.errors import InvalidInput
+from app.errors import InvalidInput, Unavailable
 from app.observability.tracing import current_traceparent
 from app.services.breaker import Breaker
 from app.services.near_cache import NearCache
@@ -78,13 +78,18 @@ class ApiResources:
     feed: InvalidationFeed
     hot_names: HotNames
 
-    async def start(self) -> None:
-        """Check that every store answers (`Unavailable` where not), and keep the near cache from now on."""
-        await asyncio.to_thread(self.store.ping)
-        await self.cache.ping()
-        await self.publisher.ping()
+    async def start(self) -> list[Unavailable]:
+        """Keep the near cache from now on. Gives what does not answer: a process that begins in an outage serves what
+        the other stores know, as those do that began before."""
+        away: list[Unavailable] = []
+        for ping in (asyncio.to_thread(self.store.ping), self.cache.ping(), self.publisher.ping()):
+            try:
+                await ping
+            except Unavailable as error:
+                away.append(error)
         self.feed.start()
         self.hot_names.start()
+        return away
 
     async def close(self) -> None:
         """Let every connection go."""

@@ -20,7 +20,7 @@ _logger = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> ASGIApp:
-    """The application; it checks that its stores answer when its server starts it."""
+    """The application; when its server starts it, it says which stores do not answer."""
     settings = settings or Settings()
     resources = open_api_resources(settings)
     log = RequestLog("api", lines=settings.log_level in ("debug", "info"))
@@ -41,7 +41,8 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
         app.state.resources = resources
         metrics.present("api", revision=settings.revision)
         log.start()
-        await resources.start()
+        for error in await resources.start():
+            _logger.warning("a store does not answer", error=str(error))
         yield
         await resources.close()
         log.stop()

@@ -251,3 +251,23 @@ def test_metrics_count_the_quick_answers_and_say_which_near_caches_are_bypassed(
         eventually(lambda: metric(shop, "pricing_near_cache_bypassed") == 2)
     eventually(lambda: metric(shop, "pricing_near_cache_bypassed") == 0)
     assert metric(shop, "pricing_near_cache_resets_total") > resets
+
+
+def test_an_api_process_that_begins_in_an_outage_serves_what_the_cache_knows(shop: Shop, client: Client) -> None:
+    """And takes no other down with it: gunicorn gives up altogether where a worker does not start."""
+    product = known_everywhere(shop)
+    master = psutil.Process(shop.system.pids()["api"])
+    with killed(shop, "postgres"):
+        old = master.children()
+        old[0].kill()
+        eventually(lambda: len(set(master.children()) - set(old)) == 1, BUSY_S)
+        old[1].kill()  # now whoever answers has begun after the database died
+
+        def served() -> bool:
+            with shop.fresh_client() as http:
+                answer = http.post("/api/v1/price", json={"product_id": product, "user_location": "NY"})
+                return answer.status_code == 200 and not set(master.children()) & set(old)
+
+        eventually(served, BUSY_S)
+        assert master.is_running()
+    eventually(lambda: stores_answer(shop), BUSY_S)
