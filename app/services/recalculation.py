@@ -32,7 +32,7 @@ SAMPLE = 8
 """Keys that are looked at for each part that a task may be divided into: the parts' sizes differ by less."""
 
 
-LOOK_S, LONGEST_HELD_S = 0.01, 10.0
+LOOK_S, LONGEST_HELD_S = 0.01, 2.0
 """How often a beginning task looks whether rows are still held, and for how long, in seconds."""
 
 MOST_TEXT = 500

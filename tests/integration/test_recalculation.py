@@ -97,16 +97,24 @@ def test_a_scope_of_everything_stands_for_all_others(jobs: Jobs) -> None:
 def test_a_turn_ends_after_its_time_and_the_next_goes_on_without_repeating_anything(jobs: Jobs) -> None:
     now = iter(range(0, 10**9, 600))
     work = jobs.another(clock=lambda: now_ms() + next(now), part_rows=ROWS, turn_ms=TURN_MS)
-    jobs.create()
-    work.work_on("t", None)
-    work.work_on("t", 0)
-    assert 0 < jobs.task().done < ROWS
-    jobs.reprice_by(2000, "product_key = 1")
-    while jobs.task().state is TaskState.RUNNING:
-        assert jobs.hints.pop() == ("t", 0)
-        work.work_on("t", 0)
+
+    def run(task_id: str) -> int:
+        jobs.create(task_id)
+        work.work_on(task_id, None)
+        turns = 0
+        while jobs.task(task_id).state is TaskState.RUNNING:
+            assert jobs.hints.pop() == (task_id, 0)
+            work.work_on(task_id, 0)
+            turns += 1
+        return turns
+
+    assert run("first") > 2
     assert jobs.versions() == [1] * ROWS
     assert len(set(jobs.cache.names())) == len(jobs.cache.sheets) == ROWS
+    jobs.cache.sheets.clear()
+    assert run("second") > 2
+    assert jobs.task("second").done == ROWS
+    assert jobs.cache.sheets == [], "nothing has changed, and no turn distrusts the one before"
 
 
 class Killed(BaseException):
@@ -260,11 +268,29 @@ def test_a_holder_that_wakes_after_another_has_begun_changes_nothing(jobs: Jobs)
 
     def pause(_: int, __: int) -> None:
         jobs.valkey.delete("lock:task:t:0")
-        jobs.service.work_on("t", 0)
+        with pytest.raises(Killed):
+            jobs.another(cache=dying_after(1)).work_on("t", 0)
 
     with pytest.raises(LockLost):
         jobs.another(on_batch=pause).work_on("t", 0)
+    assert (jobs.task().done, jobs.versions()) == (2, [1] * 4), "what the second has done"
+    jobs.valkey.delete("lock:task:t:0")
+    jobs.act_on_all()
     assert (jobs.task().state, jobs.task().done, jobs.versions()) == (TaskState.SUCCEEDED, ROWS, [1] * ROWS)
+
+
+def test_of_two_parts_that_end_at_once_one_ends_the_task(jobs: Jobs) -> None:
+    jobs.create()
+    jobs.another(part_rows=ROWS // 2).work_on("t", None)
+    other = threading.Thread(target=jobs.service.work_on, args=("t", 1))
+    with jobs.store.transaction() as tx:
+        tx.parts.end("t", 0, TaskState.SUCCEEDED)
+        tx.tasks.hold("t")
+        other.start()
+        eventually(lambda: somebody_waits(jobs))
+        assert tx.parts.outcome("t") is TaskState.RUNNING
+    other.join()
+    assert jobs.task().state is TaskState.SUCCEEDED
 
 
 def test_workers_share_a_task(jobs: Jobs) -> None:
