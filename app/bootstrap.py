@@ -25,6 +25,7 @@ from app.services.breaker import Breaker
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
 from app.services.reading import SheetReader
+from app.services.repricing import current_versions
 from app.services.rule_changes import RuleChanges
 from app.services.slots import Name, Slot
 from app.settings import Settings
@@ -118,10 +119,12 @@ def open_resources(settings: Settings) -> Resources:
     where = _addresses(settings)
     events = make_redis(where.events, settings.store_timeout_s)
     locks = Locks(events, settings.lock_ttl_s)
+    store = Store(make_engine(where.database, settings.database_pool_size, WORKER_ANSWER_S, WORKER_IDLE_S))
+    cache = make_redis(where.cache, settings.store_timeout_s)
     return Resources(
         settings=settings,
-        store=Store(make_engine(where.database, settings.database_pool_size, WORKER_ANSWER_S, WORKER_IDLE_S)),
-        cache=PriceCache(make_redis(where.cache, settings.store_timeout_s), where.lifetimes),
+        store=store,
+        cache=PriceCache(cache, where.lifetimes, partial(current_versions, store)),
         publisher=Publisher(events, where.names, settings.idempotency_ttl_s),
         log=EventLog(make_redis(where.events, settings.store_timeout_s, repeats=False), where.names),
         channel=EventChannel(events, where.names),

@@ -114,16 +114,15 @@ def clear() -> None:
 
     Nothing is lost: whoever asks next gets the price from the database, so do this while the database answers.
     """
-    from app.adapters.price_cache import PriceCache
+    from app.adapters.price_cache import clear as clear_prices
     from app.adapters.redis_clients import make_redis
-    from app.bootstrap import lifetimes
     from app.local.running import settings_of_running
 
     settings = settings_of_running(load_settings())
     if settings.cache_url is None:
         fail("No cache is named: set PRICING_CACHE_URL, or start one with `pricing up`.")
     with make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s) as client:
-        cleared = PriceCache(client, lifetimes(settings)).clear()
+        cleared = clear_prices(client)
     typer.echo(f"{cleared:,} cached prices were forgotten; every API process forgets its own.")
 
 

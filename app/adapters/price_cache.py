@@ -4,22 +4,26 @@
 
 Times are ms since 1970. A reader that misses takes a lease in the slot itself, and may fill it only while the
 lease is still its own; a writer's update replaces the slot and with it the lease. All comparisons happen inside
-Redis, so an older sheet never replaces a newer one, whoever is late. Writing also publishes the invalidation
-for the near caches, in the same step.
+Redis, so an older sheet never replaces a newer one, whoever is late. A writer that finds nothing to compare with does
+as a reader does: lease, look into the database, fill. Writing also publishes the invalidation for the near caches, in
+the same step.
 
 A slot stays longer than it is fresh, to be served when nothing newer can be had.
 """
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from uuid import uuid4
 
+import numpy as np
 import redis
 import redis.asyncio
 from opentelemetry.trace import SpanKind
 
 from app.adapters.redis_clients import unavailable_if_down, unavailable_if_refused
+from app.domain.columns import ROW_KEYS, Column, Table
 from app.domain.sheet import EncodedSheet
 from app.observability.tracing import step
 from app.services.slots import UNKNOWN, Leased, Name, Slot, place
@@ -43,19 +47,26 @@ local function header(key)
 end
 """
 
-_STORE = f"""{_HEADER}
-local told = {{}}
+# ARGV: life of a slot, token, lease until, life of an empty slot (all ms but the token), then a value per key.
+# What is not there might have been newer before it went: the writer asks for a lease, as a reader would.
+_STORE = f"""
+local call, match, told, absent = redis.call, string.match, {{}}, {{}}
+local empty = '{_EMPTY} 0 0 ' .. ARGV[2] .. ' ' .. ARGV[3] .. ' '
 for i, key in ipairs(KEYS) do
-    local value = ARGV[i + 1]
-    local new = tonumber(string.match(value, '^%-?%d+'))
-    local stored = header(key)
-    if not stored or stored <= new then
-        redis.call('SET', key, value, 'PX', ARGV[1])
+    local value = ARGV[i + 4]
+    local new = match(value, '^%-?%d+')
+    local stored = tonumber(match(call('GETRANGE', key, 0, 20), '^%-?%d+'))
+    if not stored or stored == {_EMPTY} then
+        call('SET', key, empty, 'PX', ARGV[4])
+        absent[#absent + 1] = i
+        told[#told + 1] = new .. ' ' .. key
+    elseif stored <= tonumber(new) then
+        call('SET', key, value, 'PX', ARGV[1])
         told[#told + 1] = new .. ' ' .. key
     end
 end
-if #told > 0 then redis.call('PUBLISH', '{INVALIDATIONS}', table.concat(told, '\\n')) end
-return #told
+if #told > 0 then call('PUBLISH', '{INVALIDATIONS}', table.concat(told, '\\n')) end
+return absent
 """
 
 # ARGV: now, token, lease until, life of an empty slot (all ms but the token), early (1 or 0)
@@ -98,7 +109,11 @@ end
 return filled
 """
 
-_CHUNK = 500
+_CHUNK = 200
+"""Slots that one script writes: Redis answers nobody else meanwhile, for about 1.5 ms."""
+
+_LEASE_MS = 5_000
+"""How long readers wait for a writer to fill a slot, at most."""
 
 
 class Lifetimes(NamedTuple):
@@ -193,42 +208,71 @@ class AsyncPriceCache:
 
 
 class PriceCache:
-    """The writers' side. Raises `Unavailable` where Redis is away."""
+    """The writers' side. Raises `Unavailable` where Redis is away, or where `current` does: it gives the newest stored
+    version of each of these rows (dtype `ROW_KEYS`)."""
 
-    def __init__(self, client: redis.Redis, lifetimes: Lifetimes) -> None:
-        self._client = client
-        self._lifetimes = lifetimes
+    def __init__(self, client: redis.Redis, lifetimes: Lifetimes, current: Callable[[Table], Column]) -> None:
+        self._client, self._lifetimes, self._current = client, lifetimes, current
         self._store = client.register_script(_STORE)
+        self._fill = client.register_script(_FILL)
 
     def put(self, sheets: Iterable[EncodedSheet]) -> None:
-        """Store each, unless something newer is there, take away its lease, and tell the near caches."""
-        now = int(time.time() * 1000)
-        with _put_step(), unavailable_if_down("cache"):
-            for chunk in _chunks(list(sheets)):
-                slots = [self._lifetimes.slot(sheet.version, sheet.valid_until, sheet.payload, now) for sheet in chunk]
-                self._store(
-                    keys=[slot_key((sheet.product_id, sheet.location)) for sheet in chunk],
-                    args=[self._lifetimes.stay_ms, *map(_encode, slots)],
-                )
+        """Store each, unless something newer is there, take away its lease, and tell the near caches.
 
-    def clear(self) -> int:
-        """Forget every price, also what would be served stale, here and in the near caches; how many slots."""
-        cleared = 0
-        with unavailable_if_down():
-            keys: list[bytes] = []
-            for key in self._client.scan_iter(match="price:*", count=1000):
-                keys.append(key)
-                if len(keys) >= _CHUNK:
-                    cleared += int(self._client.unlink(*keys))
-                    keys.clear()
-            if keys:
-                cleared += int(self._client.unlink(*keys))
-            self._client.publish(INVALIDATIONS, EVERYTHING)
-        return cleared
+        Where nothing is there, something newer may have been: a slot is filled then as a reader fills it, under a
+        lease, and only if the sheet is still the current one in the database afterwards.
+        """
+        sheets, now, token = list(sheets), int(time.time() * 1000), uuid4().hex
+        with _put_step(), unavailable_if_down("cache"):
+            absent: list[EncodedSheet] = []
+            for chunk in _chunks(sheets):
+                found = self._store(
+                    keys=list(map(_key, chunk)),
+                    args=[
+                        self._lifetimes.stay_ms, token, now + _LEASE_MS, 2 * _LEASE_MS,
+                        *(_encode(self._slot(sheet, now)) for sheet in chunk),
+                    ],
+                )  # fmt: skip
+                absent += [chunk[nth - 1] for nth in found]
+            self._fill_current(absent, now, token)
+
+    def _fill_current(self, sheets: list[EncodedSheet], now: int, token: str) -> None:
+        if not sheets:
+            return
+        keys = np.array([(sheet.product_key, sheet.location_key) for sheet in sheets], ROW_KEYS)
+        newest = zip(sheets, self._current(keys).tolist(), strict=True)
+        for chunk in _chunks([sheet for sheet, version in newest if sheet.version == version]):
+            slots = (self._slot(sheet, now) for sheet in chunk)
+            args = (part for slot in slots for part in (_encode(slot), self._lifetimes.stay_ms))
+            self._fill(keys=list(map(_key, chunk)), args=[token, *args])
+
+    def _slot(self, sheet: EncodedSheet, now: int) -> Slot:
+        return self._lifetimes.slot(sheet.version, sheet.valid_until, sheet.payload, now)
 
     def ping(self) -> None:
         with unavailable_if_down():
             self._client.ping()
+
+
+def clear(client: redis.Redis) -> int:
+    """Forget every price, also what would be served stale, here and in the near caches; how many slots. Raises
+    `Unavailable`."""
+    cleared = 0
+    with unavailable_if_down():
+        keys: list[bytes] = []
+        for key in client.scan_iter(match=f"{PREFIX}*", count=1000):
+            keys.append(key)
+            if len(keys) >= _CHUNK:
+                cleared += int(client.unlink(*keys))
+                keys.clear()
+        if keys:
+            cleared += int(client.unlink(*keys))
+        client.publish(INVALIDATIONS, EVERYTHING)
+    return cleared
+
+
+def _key(sheet: EncodedSheet) -> str:
+    return slot_key((sheet.product_id, sheet.location))
 
 
 def _chunks(sheets: Sequence[EncodedSheet]) -> Iterator[Sequence[EncodedSheet]]:

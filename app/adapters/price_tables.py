@@ -21,6 +21,8 @@ _HISTORY = np.dtype(
     ]
 )
 
+_VERSIONS = np.dtype([("version", np.int64)])
+
 _EPOCH_MS = 946_684_800_000
 """PostgreSQL's timestamps are microseconds since 2000."""
 
@@ -62,6 +64,20 @@ class PriceTables:
             row_inputs.key_parameters(keys),
         )
         return [EncodedSheet(*row) for row in rows]
+
+    def versions(self, keys: Table) -> Column:
+        """The current version of each of `keys`, in their order, 0 where there is none."""
+        found = read_columns(
+            self._connection,
+            "SELECT coalesce(ps.version, 0)"
+            " FROM unnest(%(products)s::int4[], %(locations)s::int4[]) WITH ORDINALITY"
+            "   AS k (product_key, location_key, nth)"
+            " LEFT JOIN LATERAL (SELECT version FROM price_sheets"
+            "   WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0) ps ON true ORDER BY nth",
+            row_inputs.key_parameters(keys),
+            _VERSIONS,
+        )
+        return np.asarray(found["version"])
 
     def due(self, as_of: int, limit: int) -> Table:
         """Keys of sheets that no longer hold at `as_of` (ms), the longest overdue first."""

@@ -8,6 +8,7 @@ is finished by the service, or by the next import.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from app.domain.task import IMPORT_CAUSE, TaskState
 from app.errors import InvalidInput, LockLost
 from app.services.ports import Clock, Held, SheetCache, Turn
 from app.services.recalculation import Recalculation
+from app.services.repricing import current_versions
 from app.settings import Settings
 
 _BEGUN = "importing:"
@@ -140,7 +142,7 @@ def open_importer(settings: Settings, listener: Listener) -> Iterator[Importer]:
     cache: SheetCache = _NoCache()
     if settings.cache_url is not None:
         client = make_redis(settings.cache_url.get_secret_value(), settings.store_timeout_s)
-        cache = PriceCache(client, lifetimes(settings))
+        cache = PriceCache(client, lifetimes(settings), partial(current_versions, Store(engine)))
     try:
         with unavailable_if_down(), engine.connect() as connection:
             if connection.scalar(sa.text("SELECT to_regclass('price_sheets')")) is None:

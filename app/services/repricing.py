@@ -80,6 +80,12 @@ def reprice_due(held: Held, store: Store, cache: SheetCache, clock: Clock, limit
     return len(new), bool(new) and len(due) == limit
 
 
+def current_versions(store: Store, keys: Table) -> Column:
+    """The newest stored version of each of these rows (dtype `ROW_KEYS`), 0 where there is none."""
+    with store.transaction() as tx:
+        return tx.prices.versions(keys)
+
+
 def _changed(stored: StoredInputs, fresh: Column) -> Column:
     return np.flatnonzero((fresh != stored.digests) | (stored.versions == 0))
 

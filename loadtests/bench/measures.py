@@ -12,11 +12,9 @@ from statistics import median
 import msgspec
 import redis
 
-from app.adapters.price_cache import PriceCache
+from app.adapters.price_cache import clear
 from app.api import quick
 from app.api.schemas import PriceRequest
-from app.bootstrap import lifetimes
-from app.settings import Settings
 from loadtests.bench import load, questions
 from loadtests.bench.load import Closed
 from loadtests.bench.peers import KEY
@@ -246,7 +244,7 @@ def misses(bench: Bench) -> Iterator[Result]:
 
 def forget_everything(bench: Bench) -> None:
     with bench.cache() as client:
-        PriceCache(client, lifetimes(Settings())).clear()
+        clear(client)
     time.sleep(1)
 
 

@@ -217,7 +217,8 @@ def test_a_price_that_was_stored_but_not_cached_reaches_the_cache_with_the_next_
 ) -> None:
     database.load(folder(tmp_path / "shop"))
     folder(tmp_path / "shop", list_prices="product_id,location,amount\nA,NY,2.49\n")
-    nowhere = PriceCache(make_redis(f"redis://127.0.0.1:{free_port()}", 1.0), Lifetimes(60, 60, 60))
+    away = make_redis(f"redis://127.0.0.1:{free_port()}", 1.0)
+    nowhere = PriceCache(away, Lifetimes(60, 60, 60), lambda keys: keys["product_key"])
     with pytest.raises(Unavailable):
         database.load(tmp_path / "shop", lambda i: replace(i, cache=nowhere))
     assert database.cached("A", "NY").list_price == 199 * 10_000

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
+import numpy as np
 import pytest
 import redis
 
@@ -27,7 +28,7 @@ class Prices:
     """One price, which changes."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._cache = PriceCache(client, LIFETIMES)
+        self._cache = PriceCache(client, LIFETIMES, lambda keys: np.full(len(keys), self.version))
         self.version = 0
 
     def change(self) -> None:

@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
+import numpy as np
 import psycopg
 import pytest
 import redis
 
-from app.adapters.price_cache import AsyncPriceCache, PriceCache
+from app.adapters.price_cache import AsyncPriceCache, PriceCache, clear
 from app.adapters.redis_clients import make_async_redis
 from app.adapters.store import Store
 from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
@@ -19,7 +21,7 @@ from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
 from app.services.loading import Patience
 from app.services.reading import SheetReader
-from app.services.repricing import reprice
+from app.services.repricing import current_versions, reprice
 from app.services.slots import Name
 from tests.support.proxy import proxy_to
 from tests.support.reading import LIFETIMES, Database, make_reader, process
@@ -43,8 +45,8 @@ class Time:
 
 
 @pytest.fixture
-def writer(valkey: redis.Redis) -> PriceCache:
-    return PriceCache(valkey, LIFETIMES)
+def writer(valkey: redis.Redis, store: Store) -> PriceCache:
+    return PriceCache(valkey, LIFETIMES, partial(current_versions, store))
 
 
 @pytest.fixture
@@ -144,13 +146,11 @@ def test_a_product_that_was_unknown_is_known_as_soon_as_it_is_created(
         eventually(lambda: not reading.find(name).slot.unknown, timeout_s=1)
 
 
-def test_a_batch_of_a_thousand_is_one_round_trip(
-    writer: PriceCache, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
-) -> None:
+def test_a_batch_of_a_thousand_is_one_round_trip(caches: Callable[[], AsyncPriceCache], valkey: redis.Redis) -> None:
     (sheet,) = batch([inputs()]).encoded()
     sheets = [msgspec.structs.replace(sheet, product_id=f"P-{n}") for n in range(1000)]
     names: list[Name] = [(sheet.product_id, sheet.location) for sheet in sheets]
-    writer.put(sheets)
+    PriceCache(valkey, LIFETIMES, lambda keys: np.full(len(keys), sheet.version)).put(sheets)
 
     async def ask() -> None:
         cache = caches()
@@ -229,12 +229,12 @@ def test_a_process_that_starts_has_what_others_are_asked_for_most_at_hand(
 
 
 def test_clearing_also_clears_what_would_be_served_stale(
-    store: Store, stored: EncodedSheet, writer: PriceCache, valkey_url: str
+    store: Store, stored: EncodedSheet, writer: PriceCache, valkey_url: str, valkey: redis.Redis
 ) -> None:
     writer.put([stored])
     with process(valkey_url, store) as reading:
         eventually(lambda: reading.find(NAME).source == "cache" and reading.has_at_hand(NAME))
-        assert writer.clear() == 1
+        assert clear(valkey) == 1
         eventually(lambda: reading.call(lambda: reading.near.last_known(NAME)) is None, timeout_s=1)
         reading.database.fails = True
         with pytest.raises(Unavailable):
