@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run year test check lint types unit integration e2e bench jaeger lock clean help
+.PHONY: run year test check lint types unit integration e2e survival chaos bench jaeger lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,12 @@ integration: .venv/.dev ## with a real PostgreSQL and Valkey
 
 e2e: .venv/.dev ## the running system, from outside
 	$(BIN)/pytest tests/e2e $(ARGS)
+
+survival: .venv/.dev ## two minutes of faults, and many events in disorder
+	$(BIN)/pytest tests/chaos $(ARGS)
+
+chaos: .venv/.dev ## ten minutes of faults: make chaos ARGS="--seed 7 --minutes 30"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: .venv/.dev ## how fast prices are read: make bench ARGS=--quick
 	$(BIN)/python -m loadtests.bench $(ARGS)

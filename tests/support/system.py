@@ -1,5 +1,6 @@
 """The whole system as its users have it: `pricing up` in a process of its own, known from outside."""
 
+import ctypes
 import http.client
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from tests.support.stores import temporary_data
 from tests.support.waiting import eventually
 
 PRICING = Path(sys.executable).with_name("pricing")
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 class System:
@@ -107,6 +112,57 @@ class System:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
+
+
+class Copy:
+    """A process like one of the system's, started again by `tend` when it has died."""
+
+    def __init__(self, like: psutil.Process, changes: Mapping[str, str], log: Path) -> None:
+        self._argv, self._cwd = like.cmdline(), like.cwd()
+        self._env = like.environ() | dict(changes)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.deaths = -1
+
+    def tend(self) -> None:
+        """To be called from the thread that outlives it: the process ends with that thread."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._end_group()
+        self.deaths += 1
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._argv, cwd=self._cwd, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+
+    def root(self) -> psutil.Process | None:
+        running = self._process is not None and self._process.poll() is None
+        return psutil.Process(self._process.pid) if running and self._process else None
+
+    def stop(self, timeout_s: float = 40) -> None:
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
+            self._process.terminate()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._end_group()
+        self._end_group()
+        self._process.wait()
+
+    def _end_group(self) -> None:
+        """As a supervisor does, for children that a dead parent left."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
