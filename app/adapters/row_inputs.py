@@ -90,7 +90,8 @@ def inputs_between(
         return _split(_neighbours(connection, listed))
     keys = np.empty(len(listed), ROW_KEYS)
     keys["product_key"], keys["location_key"] = listed["product_key"], listed["location_key"]
-    return inputs(connection, keys)
+    in_order = f"{_OF_THESE} ORDER BY k.product_key, k.location_key"  # the join with locations may shuffle them
+    return _split(read_columns(connection, in_order, key_parameters(keys), _STORED))
 
 
 def _neighbours(connection: sa.Connection, listed: Table) -> Table:
