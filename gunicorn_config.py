@@ -47,6 +47,7 @@ class JsonLogger(Logger):
 
 
 bind = f"{settings.host}:{settings.port}"
+reuse_port = True
 workers = settings.workers
 worker_class = "gunicorn_config.PricingWorker"
 logger_class = JsonLogger

@@ -9,6 +9,7 @@ import redis
 import redis.asyncio
 
 from app.errors import Unavailable
+from app.services.near_cache import Entry
 from app.services.reading import SheetReader
 from app.services.slots import Name
 
@@ -18,6 +19,9 @@ _WARM_UP = 5_000
 _REPORTED = 500
 _FORGET_S = 86_400
 _CHUNK = 500
+_LOOKED_AT = 500
+_BREATH_S = 0.01
+"""Looking through a hundred thousand entries at once would hold up the requests."""
 
 
 class HotNames:
@@ -51,10 +55,11 @@ class HotNames:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(self._report_interval_s)
-            entries = self._reader.near.hits()
-            # In a thread: looking through a hundred thousand entries would hold up the requests.
-            hottest = await asyncio.to_thread(nlargest, _REPORTED, entries, key=lambda item: item[1].hits)
-            hottest = [(where, entry) for where, entry in hottest if entry.hits]
+            hottest: list[tuple[str, Entry]] = []
+            for part in self._reader.near.hits(_LOOKED_AT):
+                asked = [(where, entry) for where, entry in part if entry.hits]
+                hottest = nlargest(_REPORTED, hottest + asked, key=lambda item: item[1].hits)
+                await asyncio.sleep(_BREATH_S)
             if not hottest:
                 continue
             with suppress(redis.RedisError):

@@ -8,7 +8,7 @@ import redis
 import redis.asyncio
 import structlog
 
-from app.adapters.price_cache import EVERYTHING, INVALIDATIONS, PREFIX
+from app.adapters.price_cache import CLEARED_AT, EVERYTHING, INVALIDATIONS, PREFIX
 from app.observability import metrics
 from app.services.ports import Clock
 from app.services.reading import SheetReader
@@ -35,6 +35,7 @@ class InvalidationFeed:
         self._client, self._reader, self._clock = client, reader, clock
         self._mine = _HEARTBEAT + uuid4().hex.encode() + b" "
         self._epoch = reader.near.epoch
+        self._cleared_at = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.heard = asyncio.Event()
         """Set once the near cache may keep what it reads."""
@@ -55,11 +56,22 @@ class InvalidationFeed:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
                     await subscription.subscribe(INVALIDATIONS)
+                    await self._catch_up()
                     await self._hear(subscription)
             except (redis.RedisError, OSError) as error:
                 _logger.warning("the invalidation feed is out of reach", error=str(error))
             self._reader.lost()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _catch_up(self) -> None:
+        """What was to be forgotten while nobody listened here is forgotten now: an outage shall not be answered with
+        it. Whatever else was missed is no matter, for all is read anew after a lost connection."""
+        self._forget_all(int(await self._client.get(CLEARED_AT) or 0))
+
+    def _forget_all(self, said_at: int) -> None:
+        if said_at > self._cleared_at:
+            self._cleared_at = said_at
+            self._reader.clear()
 
     async def _hear(self, subscription: redis.asyncio.client.PubSub) -> None:
         """Until the connection fails or is silent."""
@@ -73,6 +85,8 @@ class InvalidationFeed:
                 self._reader.heard(int(content.removeprefix(self._mine)))
                 self.heard.set()
                 heard_at = self._clock()
+            elif content.endswith(EVERYTHING) and (said_at := content.removesuffix(EVERYTHING)).isdigit():
+                self._forget_all(int(said_at))
             elif not content.startswith(_HEARTBEAT):
                 tell(self._reader, content)
                 # A writer of very many rows sends one message after the other: requests come in between.
@@ -104,6 +118,5 @@ def tell(reader: SheetReader, message: bytes) -> None:
                 location, _, product_id = where.partition("/")
                 reader.told((product_id, location), int(version))
     except ValueError:
-        if message != EVERYTHING:
-            _logger.warning("an invalidation that cannot be read empties the near cache")
+        _logger.warning("an invalidation that cannot be read empties the near cache")
         reader.clear()

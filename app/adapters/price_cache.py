@@ -31,8 +31,11 @@ from app.services.slots import UNKNOWN, Leased, Name, Slot, place
 INVALIDATIONS = "price_invalidations"
 """Channel on which every write is told: lines of "<version> <key>"."""
 
-EVERYTHING = b"0 *"
-"""The message that says that any price may have changed."""
+EVERYTHING = b" *"
+"""What ends the message that all prices are to be forgotten; before it is when that was said (ms)."""
+
+CLEARED_AT = "prices_cleared_at"
+"""Key of when that was said last, for feeds that did not hear it."""
 
 PREFIX = "price:"
 
@@ -267,7 +270,9 @@ def clear(client: redis.Redis) -> int:
                 keys.clear()
         if keys:
             cleared += int(client.unlink(*keys))
-        client.publish(INVALIDATIONS, EVERYTHING)
+        now = b"%d" % (time.time() * 1000)
+        client.set(CLEARED_AT, now)
+        client.publish(INVALIDATIONS, now + EVERYTHING)
     return cleared
 
 

@@ -30,11 +30,12 @@ async def healthz() -> Response:
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses={503: {"description": "A store does not answer.", "model": Readiness}},
-    summary="Its stores answer",
+    responses={503: {"description": "It has no prices to answer with.", "model": Readiness}},
+    summary="It can answer",
 )
 async def readyz(deps: Deps) -> Response:
-    """PostgreSQL and both roles of Redis, asked now: whoever gets a 503 should send requests elsewhere."""
+    """PostgreSQL and both roles of Redis, asked now. While one of them is away but known prices are still served,
+    that is `degraded`, and 200: sending requests elsewhere would not help. Whoever gets a 503 should do so."""
     names = ("database", "cache", "broker")
     pings = (
         anyio.to_thread.run_sync(deps.store.ping, abandon_on_cancel=True),
@@ -42,9 +43,15 @@ async def readyz(deps: Deps) -> Response:
         deps.publisher.ping(),
     )
     results = await asyncio.gather(*(_check(ping) for ping in pings))
-    ready = all(result == "ok" for result in results)
-    body = {"status": "ready" if ready else "not_ready", "checks": dict(zip(names, results, strict=True))}
-    return answer(body, 200 if ready else 503, None if ready else {"Retry-After": "1"})
+    checks = dict(zip(names, results, strict=True))
+    if all(result == "ok" for result in results):
+        status = "ready"
+    elif "ok" in (checks["database"], checks["cache"]) or len(deps.near):
+        status = "degraded"
+    else:
+        status = "not_ready"
+    body = {"status": status, "checks": checks}
+    return answer(body, 503, {"Retry-After": "1"}) if status == "not_ready" else answer(body)
 
 
 async def _check(ping: Awaitable[None]) -> str:
@@ -52,7 +59,7 @@ async def _check(ping: Awaitable[None]) -> str:
         async with asyncio.timeout(PATIENCE_S):
             await ping
     except Unavailable as error:
-        _logger.warning("not ready", error=str(error))
+        _logger.warning("a store does not answer", error=str(error))
         return "does not answer"
     except TimeoutError:
         return f"no answer within {PATIENCE_S:g} s"

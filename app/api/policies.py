@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Body, Query, Response
 
 from app.api.answers import answer
-from app.api.deps import Deps
+from app.api.deps import Deps, read
 from app.api.problems import documented
 from app.api.schemas import PolicyPage
 from app.bootstrap import ApiResources
@@ -39,7 +38,7 @@ async def list_policies(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """In order of their ids."""
-    items = await anyio.to_thread.run_sync(_page, deps, after, limit)
+    items = await read(deps, _page, deps, after, limit)
     more = len(items) > limit
     page = {
         "items": [item.model_dump() for item in items[:limit]],
@@ -58,7 +57,7 @@ async def create_policy(policy: PolicyBody, deps: Deps) -> Response:
 @router.get("/{policy_id}", response_model=Policy, responses=documented(404, 503), summary="One policy")
 async def get_policy(policy_id: Id, deps: Deps) -> Response:
     """As it is stored now."""
-    return answer(await anyio.to_thread.run_sync(_get, deps, policy_id))
+    return answer(await read(deps, _get, deps, policy_id))
 
 
 @router.put("/{policy_id}", response_model=Policy, responses=documented(400, 409, 503), summary="Create or replace")

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Response
 
 from app.api.answers import answer
-from app.api.deps import Deps
-from app.api.problems import documented, problem_of
+from app.api.deps import Deps, read
+from app.api.problems import Problem, documented, problem_of
 from app.api.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -22,7 +21,7 @@ from app.api.schemas import (
 )
 from app.bootstrap import ApiResources, now_ms
 from app.domain.rules import Id
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.observability import metrics
 from app.services.history import price_history
 from app.services.quoting import Answer, QuoteRequest, quote_each
@@ -78,12 +77,17 @@ async def get_price(
 
 @router.post("/prices/batch", response_model=BatchAnswer, responses=documented(400, 503), summary="Quote many prices")
 async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
-    """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone; an item that
-    is not valid refuses the request, with its place."""
+    """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone, and so is one that
+    cannot be read while a store is away, as long as any can; an item that is not valid refuses the request, with its
+    place."""
     requests = [item.quote_request() for item in request.items]
     answers = await quote_each(requests, deps.reader, now_ms)
     _count(answers)
-    return answer({"items": [_batch_item(item) for item in answers]})
+    away = [item for item in answers if isinstance(item, Unavailable)]
+    if len(away) == len(answers):
+        raise away[0]
+    refused = problem_of(away[0]) if away else None  # once, for it is logged
+    return answer({"items": [_batch_item(item, refused) for item in answers]})
 
 
 @router.get(
@@ -109,9 +113,7 @@ async def get_history(
 ) -> Response:
     """What it cost, from when to when, and why."""
     return answer(
-        await anyio.to_thread.run_sync(
-            price_history, deps.store, (product_id, location), before, before_version, limit, now_ms()
-        )
+        await read(deps, price_history, deps.store, (product_id, location), before, before_version, limit, now_ms())
     )
 
 
@@ -133,7 +135,8 @@ async def simulate_price(request: SimulationRequest, deps: Deps) -> Response:
         others["demand_bp"] = round(request.demand_index * 10_000)
     if request.stock is not None:
         others["stock"] = request.stock
-    quote = await anyio.to_thread.run_sync(
+    quote = await read(
+        deps,
         simulate,
         deps.store,
         request.quote_request(),
@@ -149,7 +152,7 @@ async def simulate_price(request: SimulationRequest, deps: Deps) -> Response:
 async def _quote(request: QuoteRequest, deps: ApiResources) -> Answer:
     answers = await quote_each([request], deps.reader, now_ms)
     _count(answers)
-    if isinstance(answers[0], NotFound):
+    if isinstance(answers[0], NotFound | Unavailable):
         raise answers[0]
     return answers[0]
 
@@ -158,24 +161,23 @@ def _age(found: Answer) -> dict[str, str]:
     return {"Age": str(found.age_ms // 1000)} if found.quote.source == "stale" else {}
 
 
-def _count(answers: Iterable[Answer | NotFound]) -> None:
+def _count(answers: Iterable[Answer | NotFound | Unavailable]) -> None:
     for item in answers:
         metrics.quotes.labels(_source(item)).inc()
 
 
-def _source(item: Answer | NotFound) -> str:
-    if isinstance(item, NotFound):
-        return "unknown"
-    return "near_cache" if item.at_hand else item.quote.source
+def _source(item: Answer | NotFound | Unavailable) -> str:
+    if isinstance(item, Answer):
+        return "near_cache" if item.at_hand else item.quote.source
+    return "unknown" if isinstance(item, NotFound) else "unavailable"
 
 
-def _batch_item(item: Answer | NotFound) -> dict[str, Any]:
-    status: Literal[200, 404] = 404 if isinstance(item, NotFound) else 200
-    return {
-        "status": status,
-        "quote": None if isinstance(item, NotFound) else item.quote,
-        "problem": problem_of(item).model_dump() if isinstance(item, NotFound) else None,
-    }
+def _batch_item(item: Answer | NotFound | Unavailable, refused: Problem | None = None) -> dict[str, Any]:
+    """`refused` is the problem of all that is unavailable."""
+    if isinstance(item, Answer):
+        return {"status": 200, "quote": item.quote, "problem": None}
+    problem = refused if refused and isinstance(item, Unavailable) else problem_of(item)
+    return {"status": problem.status, "quote": None, "problem": problem.model_dump()}
 
 
 def _ms(instant: datetime | None) -> int:

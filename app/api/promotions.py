@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Body, Query, Response
 
 from app.api.answers import answer
-from app.api.deps import Deps
+from app.api.deps import Deps, read
 from app.api.problems import documented
 from app.api.schemas import PromotionPage
 from app.bootstrap import ApiResources
@@ -37,7 +36,7 @@ async def list_promotions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """In order of their ids."""
-    items = await anyio.to_thread.run_sync(_page, deps, after, limit)
+    items = await read(deps, _page, deps, after, limit)
     more = len(items) > limit
     page = {
         "items": [item.model_dump() for item in items[:limit]],
@@ -58,7 +57,7 @@ async def create_promotion(promotion: PromotionBody, deps: Deps) -> Response:
 @router.get("/{promotion_id}", response_model=Promotion, responses=documented(404, 503), summary="One promotion")
 async def get_promotion(promotion_id: Id, deps: Deps) -> Response:
     """As it is stored now."""
-    return answer(await anyio.to_thread.run_sync(_get, deps, promotion_id))
+    return answer(await read(deps, _get, deps, promotion_id))
 
 
 @router.put(

@@ -147,7 +147,7 @@ class BatchRequest(_Request):
 class BatchItem(BaseModel):
     """A quote, or the problem that there is instead."""
 
-    status: Literal[200, 404]
+    status: Literal[200, 404, 503]
     quote: QuoteAnswer | None = None
     problem: Problem | None = None
 
@@ -273,5 +273,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "degraded", "not_ready"] = Field(
+        description="degraded: a store is away, but known prices are served."
+    )
     checks: dict[str, str] = Field(description="Per store: ok, or what is wrong.")

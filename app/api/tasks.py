@@ -7,7 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Query, Response
 
 from app.api.answers import answer
-from app.api.deps import Deps
+from app.api.deps import Deps, read
 from app.api.problems import documented
 from app.api.schemas import TaskPage
 from app.bootstrap import ApiResources
@@ -28,7 +28,7 @@ async def list_tasks(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """Recalculations, the newest first. Those that ended are forgotten after PRICING_RETENTION_DAYS."""
-    items = await anyio.to_thread.run_sync(_page, deps.store, state, before, limit + 1)
+    items = await read(deps, _page, deps.store, state, before, limit + 1)
     next_before = items[limit - 1].task_id if len(items) > limit else None
     return answer({"items": [item.model_dump() for item in items[:limit]], "next_before": next_before})
 
@@ -36,7 +36,7 @@ async def list_tasks(
 @router.get("/{task_id}", response_model=Task, responses=documented(404, 503), summary="Progress of a task")
 async def get_task(task_id: Id, deps: Deps) -> Response:
     """State and progress of a recalculation: of POST /recalculate, or of an event that concerned many prices."""
-    task, processed = await anyio.to_thread.run_sync(_find, deps.store, task_id)
+    task, processed = await read(deps, _find, deps.store, task_id)
     if task is None and not processed and await deps.publisher.known(task_id):
         task = Task(task_id=task_id, event_id=task_id, state=TaskState.QUEUED, done=0)
     if task is None:

@@ -27,7 +27,8 @@ class _Kept(msgspec.Struct, array_like=True, gc=False):
 
 
 # Half as large as JSON, and quicker to read.
-_pack = msgspec.msgpack.Encoder().encode
+_pack_into = msgspec.msgpack.Encoder().encode_into
+_packed = bytearray()
 _unpack = msgspec.msgpack.Decoder(_Kept).decode
 
 
@@ -128,13 +129,14 @@ class NearCache:
         if not self._capacity or epoch != self._epoch or not self.trusted or self._told.get(where, -2) > slot.version:
             return
         sheet = slot.payload.decode() if slot.unknown else decode_sheet(slot.payload)
-        kept = _pack(_Kept(slot.checked_at, slot.fresh_until, sheet))
+        _pack_into(_Kept(slot.checked_at, slot.fresh_until, sheet), _packed)
         if where not in self._entries:
             self._take_seat(where)
         elif self._entries[where] is None:
             self._gone -= 1
         refresh_at = min(refresh_at, slot.fresh_until) // 1000 * 1000  # in whole seconds, which many share
-        self._entries[where] = Entry(kept, slot.version, _shared(refresh_at), epoch)
+        # A copy is just as large as it has to be; what an encoder makes has room to spare.
+        self._entries[where] = Entry(bytes(_packed), slot.version, _shared(refresh_at), epoch)
 
     @property
     def epoch(self) -> int:
@@ -174,9 +176,14 @@ class NearCache:
         self._seats.clear()
         self._hand = self._gone = 0
 
-    def hits(self) -> list[tuple[str, Entry]]:
-        """Every entry as it is now, by its place; its `hits` say how often it was asked for lately."""
-        return [(where, entry) for where, entry in self._entries.items() if entry is not None]
+    def hits(self, size: int) -> Iterator[list[tuple[str, Entry]]]:
+        """The entries by their places, some `size` at a time, for there are many, and others have their turn in
+        between; `hits` of each say how often it was asked for lately."""
+        for start in range(0, self._capacity, size):
+            seats = self._seats[start : start + size]
+            yield [(where, entry) for where in seats if (entry := self._entries.get(where)) is not None]
+            if len(seats) < size:
+                return
 
     def _take_seat(self, where: str) -> None:
         """Second chance: who sits where the hand is goes, unless it was asked for since it was last looked at. Only

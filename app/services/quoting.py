@@ -11,7 +11,7 @@ from app.domain.quote import Quote, quote
 from app.domain.rows import StoredSheet
 from app.domain.sheet import EncodedSheet, decode_sheet
 from app.domain.sheets import compute_sheets
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.services.ports import Clock, Store, Transaction
 from app.services.reading import SheetReader
 from app.services.repricing import labels_for
@@ -38,15 +38,21 @@ class Answer(NamedTuple):
     at_hand: bool
 
 
-async def quote_each(requests: Sequence[QuoteRequest], reader: SheetReader, clock: Clock) -> list[Answer | NotFound]:
-    """A quote per request, in order, or why there is none. Raises `Unavailable` where a price is nowhere to be
-    had, not even stale."""
+async def quote_each(
+    requests: Sequence[QuoteRequest], reader: SheetReader, clock: Clock
+) -> list[Answer | NotFound | Unavailable]:
+    """A quote per request, in order, or why there is none: no such price, or it is nowhere to be had, not even
+    stale."""
     names = list(dict.fromkeys((request.product_id, request.location) for request in requests))
-    found = await reader.find(names)
+    found = await reader.find_each(names)
     now = clock()
-    answers: list[Answer | NotFound] = []
+    answers: list[Answer | NotFound | Unavailable] = []
     for request in requests:
-        slot, source, at_hand = found[request.product_id, request.location]
+        item = found[request.product_id, request.location]
+        if isinstance(item, Unavailable):
+            answers.append(item)
+            continue
+        slot, source, at_hand = item
         if slot.unknown:
             answers.append(NotFound(slot.payload.decode()))
         else:

@@ -99,12 +99,19 @@ class SheetReader:
                     self._loads.keep(name, slot, epoch)
 
     async def find(self, names: Sequence[Name]) -> dict[Name, Found]:
-        """Every row's slot and where it came from. At most one round trip to Redis for what is fresh there.
-
-        Raises `Unavailable` where a row is nowhere to be had, not even stale.
-        """
-        now = self._clock()
+        """The same as `find_each`, but raises `Unavailable` where a row is nowhere to be had, not even stale."""
         found: dict[Name, Found] = {}
+        for name, item in (await self.find_each(names)).items():
+            if isinstance(item, Unavailable):
+                raise item
+            found[name] = item
+        return found
+
+    async def find_each(self, names: Sequence[Name]) -> dict[Name, Found | Unavailable]:
+        """Every row's slot and where it came from, or why it is nowhere to be had, not even stale. At most one round
+        trip to Redis for what is fresh there."""
+        now = self._clock()
+        found: dict[Name, Found | Unavailable] = {}
         ask: list[Name] = []
         refresh: list[Name] = []
         for name in names:
@@ -138,14 +145,14 @@ class SheetReader:
             found |= await self._load_or_stale(missing, stale)
         return found
 
-    async def _load_or_stale(self, names: list[Name], stale: dict[Name, Slot]) -> dict[Name, Found]:
+    async def _load_or_stale(self, names: list[Name], stale: dict[Name, Slot]) -> dict[Name, Found | Unavailable]:
         throttled = {name for name in names if name in stale and self._loads.throttled(name)}
         wanted = [name for name in names if name not in throttled]
         futures = self._loads.start(wanted)
         if futures:
             patience = self._patience.soft if all(name in stale for name in wanted) else self._patience.hard
             await asyncio.wait(futures.values(), timeout=patience / 1000)
-        found = {name: Found(stale[name], "stale") for name in throttled}
+        found: dict[Name, Found | Unavailable] = {name: Found(stale[name], "stale") for name in throttled}
         for name, future in futures.items():
             if future.done() and future.exception() is None:
                 found[name] = future.result()
@@ -155,9 +162,11 @@ class SheetReader:
             elif future.done():
                 # An error of each waiter's own: a shared one would gather the tracebacks of all.
                 error = future.exception()
-                raise (Unavailable if isinstance(error, Unavailable) else RuntimeError)(str(error)) from error
+                if not isinstance(error, Unavailable):
+                    raise RuntimeError(str(error)) from error
+                found[name] = Unavailable(str(error))
             else:
-                raise Unavailable("the price could not be read in time")
+                found[name] = Unavailable("the price could not be read in time")
         return found
 
     @staticmethod

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import redis
 
-from app.adapters.price_cache import INVALIDATIONS, PriceCache
+from app.adapters.price_cache import INVALIDATIONS, PriceCache, clear
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.reading import LIFETIMES, SILENCE_S, Process, process
 from tests.support.waiting import eventually
@@ -115,6 +115,30 @@ def test_what_was_missed_between_two_connections_is_not_missed_for_good(
         prices.change()
         proxy.heal(resume=True)
         assert stale_for(reading, prices) < SLACK_S
+
+
+def test_a_clearing_that_the_feed_missed_takes_place_when_it_is_back(
+    reading: Process, prices: Prices, proxy: Proxy, valkey: redis.Redis
+) -> None:
+    """Until then what is at hand would be served stale in an outage."""
+    eventually(lambda: keeps(reading))
+    proxy.cut()
+    clear(valkey)
+    assert known(reading), "it has heard of the clearing, so nothing was missed"
+    proxy.heal()
+    eventually(lambda: not known(reading), timeout_s=5)
+    prices.change()
+    eventually(lambda: keeps(reading), timeout_s=5)
+    for _ in range(2):
+        proxy.cut()
+        eventually(lambda: not keeps_anything(reading))
+        proxy.heal()
+        eventually(lambda: keeps_anything(reading), timeout_s=5)
+        assert known(reading), "an old clearing is no reason to forget again"
+
+
+def known(reading: Process) -> bool:
+    return reading.call(lambda: reading.near.last_known(NAME)) is not None
 
 
 def test_heartbeats_of_others_do_not_vouch_for_a_feed(reading: Process, valkey: redis.Redis) -> None:

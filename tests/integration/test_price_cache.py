@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import redis
 
-from app.adapters.price_cache import INVALIDATIONS, AsyncPriceCache, Lifetimes, PriceCache, clear
+from app.adapters.price_cache import (
+    CLEARED_AT,
+    EVERYTHING,
+    INVALIDATIONS,
+    AsyncPriceCache,
+    Lifetimes,
+    PriceCache,
+    clear,
+)
 from app.adapters.redis_clients import make_async_redis, make_redis
 from app.domain.columns import Column, Table
 from app.domain.sheet import EncodedSheet
@@ -241,7 +249,7 @@ def test_every_write_and_no_refused_one_is_told(cache: PriceCache, valkey: redis
         clear(valkey)
         told = [eventually(lambda: feed.get_message(timeout=1))["data"] for _ in range(2)]
         assert feed.get_message(timeout=0.05) is None
-    assert told == [b"5 price:NY/P-1\n6 price:NY/P-2", b"0 *"]
+    assert told == [b"5 price:NY/P-1\n6 price:NY/P-2", (valkey.get(CLEARED_AT) or b"") + EVERYTHING]
 
 
 def test_clearing_forgets_everything_also_what_would_be_served_stale(

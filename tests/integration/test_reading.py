@@ -19,7 +19,7 @@ from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
 from app.domain.columns import Table
 from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
-from app.services.loading import Patience
+from app.services.loading import Found, Patience
 from app.services.reading import SheetReader
 from app.services.repricing import current_versions, reprice
 from app.services.slots import Name
@@ -160,6 +160,50 @@ def test_a_batch_of_a_thousand_is_one_round_trip(caches: Callable[[], AsyncPrice
         found = await reader.find(names)
         assert [found[name].source for name in names] == ["cache"] * 1000
         assert calls(valkey) == {"mget": 1}
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_what_many_miss_at_the_same_time_is_asked_for_together(
+    writer: PriceCache, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+) -> None:
+    (sheet,) = batch([inputs()]).encoded()
+    sheets = [msgspec.structs.replace(sheet, product_id=f"P-{n}") for n in range(50)]
+    names: list[Name] = [(sheet.product_id, sheet.location) for sheet in sheets]
+    writer.put(sheets)
+
+    async def ask() -> None:
+        cache = caches()
+        reader = trusting(make_reader(cache, Database(None), patience=Patience(cache=10_000)))
+        await reader.bring([("P-0", sheet.location)])  # connects
+        valkey.config_resetstat()
+        await asyncio.gather(*(reader.bring([name]) for name in names))
+        assert all(reader.near.fresh(name, now_ms()) for name in names)
+        assert calls(valkey) == {"mget": 1}
+        first = asyncio.create_task(reader.bring(names[:1]))
+        await asyncio.sleep(0)  # its question is on its way
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(reader.bring([name])) for name in names]
+        await asyncio.gather(first, *later)
+        assert calls(valkey) == {"mget": 3}
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_rows_that_cannot_be_read_are_no_reason_to_refuse_the_others(
+    writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    (sheet,) = batch([inputs()]).encoded()
+    known, unknown = (sheet.product_id, sheet.location), ("P-none", sheet.location)
+    writer.put([sheet])
+
+    async def ask() -> None:
+        cache = caches()
+        found = await make_reader(cache, Database(None)).find_each([unknown, known])
+        assert isinstance(found[unknown], Unavailable)
+        assert isinstance(found[known], Found)
         await cache.close()
 
     on_a_loop(ask)
