@@ -1,5 +1,6 @@
 """The HTTP API as gunicorn serves it."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -43,6 +44,9 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
         log.start()
         for error in await resources.start():
             _logger.warning("a store does not answer", error=str(error))
+        # What is there now stays: a collection shall not look through it again and again.
+        gc.collect()
+        gc.freeze()
         yield
         await resources.close()
         log.stop()

@@ -74,8 +74,8 @@ quotes = _reading.counter(
     "pricing_quotes_total",
     "quotes",
     "Quotes answered, by where their price came from: the API process' memory, Redis, PostgreSQL; stale: the last "
-    "one known, because nothing newer was to be had; unknown: there is none.",
-    source=("near_cache", "cache", "database", "stale", "unknown"),
+    "one known, because nothing newer was to be had; unknown: there is none; unavailable: it could not be read.",
+    source=("near_cache", "cache", "database", "stale", "unknown", "unavailable"),
 )
 near_cache_entries = _reading.gauge(
     "pricing_near_cache_entries", "price sheets", "livesum", "Price sheets at hand in all API processes."
