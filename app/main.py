@@ -47,9 +47,11 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
         # What is there now stays: a collection shall not look through it again and again.
         gc.collect()
         gc.freeze()
-        yield
-        await resources.close()
-        log.stop()
+        try:
+            yield
+            await resources.close()
+        finally:
+            log.stop()
 
     api = FastAPI(
         title="Pricing engine",

@@ -1,4 +1,5 @@
-"""`python -m listener`: runs until SIGTERM or SIGINT, then leaves what it had not dispatched to others."""
+"""`python -m listener`: runs until SIGTERM or SIGINT, then puts what it has read into the inboxes and leaves. What it
+could not put there in `LEAVE_S`, or before a second signal, stays pending in the stream, where others find it."""
 
 import os
 import signal
@@ -10,10 +11,12 @@ import structlog
 from app.bootstrap import open_resources
 from app.observability import metrics
 from app.observability.logging import configure_logging, log_settings
-from app.observability.tracing import configure_tracing
+from app.observability.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
 from listener.doorbell import Doorbell
 from listener.loop import Loop
+
+LEAVE_S = 15
 
 
 def main() -> None:
@@ -27,16 +30,19 @@ def main() -> None:
     stopping, ring = threading.Event(), threading.Event()
 
     def stop(*_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(LEAVE_S)
         stopping.set()
         ring.set()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     doorbell = Doorbell(resources.channel, resources.publisher, ring, stopping)
     doorbell.start()
     Loop(resources, f"{socket.gethostname()}:{os.getpid()}", ring, stopping).run()
     doorbell.join(timeout=5)
-    tracer_provider.shutdown()
+    stop_tracing(tracer_provider)
 
 
 if __name__ == "__main__":

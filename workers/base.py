@@ -7,14 +7,17 @@ from typing import Any
 
 import structlog
 from celery import Task
+from celery.exceptions import Reject
 from opentelemetry import trace
 
+from app import stopping
 from app.adapters.task_queue import SENT_AT
 from app.errors import Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import context_of
 from app.services.ports import BreakerState
 from workers.context import resources
+from workers.leaving import last_batch
 
 _tracer = trace.get_tracer(__name__)
 _logger = structlog.get_logger(__name__)
@@ -40,6 +43,12 @@ class PricingTask(Task):
     tells = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if stopping.asked():
+            raise Reject("this process ends", requeue=True)
+        with last_batch():
+            return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         outcome = "failed"
         self._count_wait()

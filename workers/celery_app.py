@@ -12,7 +12,7 @@ from app.errors import InvalidInput
 from app.observability import metrics
 from app.observability.logging import configure_logging, log_settings
 from app.settings import Settings
-from workers import context, tasks
+from workers import context, leaving, tasks
 
 settings = Settings()
 if settings.events_url is None:
@@ -35,6 +35,11 @@ def _verify(**_: Any) -> None:
     resources = open_resources(settings)
     resources.verify()
     resources.store.close()
+
+
+@signals.worker_ready.connect
+def _watch_signals(**_: Any) -> None:
+    leaving.watch_signals()
 
 
 @signals.worker_process_init.connect

@@ -6,7 +6,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from app.bootstrap import Resources, open_resources
 from app.observability.logging import configure_logging
-from app.observability.tracing import configure_tracing
+from app.observability.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
 
 
@@ -27,7 +27,7 @@ def start(settings: Settings) -> None:
 
 def stop() -> None:
     if _process is not None:
-        _process.tracer_provider.shutdown()
+        stop_tracing(_process.tracer_provider)
         _process.resources.store.close()
 
 

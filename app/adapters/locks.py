@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import redis
 
+from app import stopping
 from app.adapters.redis_clients import unavailable_if_down
 from app.errors import LockLost, Unavailable
 from app.observability import metrics
@@ -73,10 +74,11 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 
 class Locks:
-    """`ttl_s` is how long a lock outlives its holder's last renewal, in seconds."""
+    """`ttl_s` is how long a lock outlives its holder's last renewal, in seconds; `stopping` says whether this process
+    shall end, and with it its turn."""
 
-    def __init__(self, client: redis.Redis, ttl_s: float) -> None:
-        self._client, self._ttl_s = client, ttl_s
+    def __init__(self, client: redis.Redis, ttl_s: float, stopping: Callable[[], bool] = stopping.asked) -> None:
+        self._client, self._ttl_s, self.stopping = client, ttl_s, stopping
         self._ask_script = client.register_script(_ASK)
         self._free_script = client.register_script(_FREE)
         self._renew_script = client.register_script(_RENEW)
@@ -99,8 +101,8 @@ class Locks:
 
     def in_rounds(self, scope: str, work: Callable[["Held"], bool], turn_s: float) -> Turn:
         """Hold the scope's lock and call `work` until it gives False, nothing more to do, and nobody has asked since;
-        after `turn_s` seconds stop all the same, as `Turn.UNFINISHED` says. Where another holds the lock it does this
-        work too, in another round: `Turn.LEFT_TO_HOLDER`.
+        after `turn_s` seconds, or where this process shall end, stop all the same, as `Turn.UNFINISHED` says. Where
+        another holds the lock it does this work too, in another round: `Turn.LEFT_TO_HOLDER`.
 
         Raises `LockLost` before a call of `work` once the lock is lost, and `Unavailable`.
         """
@@ -112,7 +114,7 @@ class Locks:
             while True:
                 held.check()
                 more = work(held)
-                over = time.monotonic() - began > turn_s
+                over = held.stopping() or time.monotonic() - began > turn_s
                 if not more and held.free_unless_asked():
                     return Turn.DONE
                 if over:
@@ -148,6 +150,10 @@ class Held:
         stopped finds its clock past the lock's end when it wakes."""
         if time.monotonic() >= self._until:
             raise LockLost(f"the lock on {self.scope} was lost")
+
+    def stopping(self) -> bool:
+        """Whether this process shall end: the turn is over after this batch."""
+        return self._locks.stopping()
 
     def free_unless_asked(self) -> bool:
         """Free the lock; False, and still held, where somebody has asked since this round began."""

@@ -45,7 +45,6 @@ def make_celery(broker_url: str) -> celery.Celery:
         task_queues={EVENTS_QUEUE: {}, JOBS_QUEUE: {}},
         task_routes={RECALCULATE: {"queue": JOBS_QUEUE}},
         worker_prefetch_multiplier=1,
-        worker_soft_shutdown_timeout=15,
         worker_cancel_long_running_tasks_on_connection_loss=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

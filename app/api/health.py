@@ -7,6 +7,7 @@ import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Response
 
+from app import stopping
 from app.api.answers import answer
 from app.api.deps import Deps
 from app.api.schemas import Health, Readiness
@@ -30,12 +31,15 @@ async def healthz() -> Response:
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses={503: {"description": "It has no prices to answer with.", "model": Readiness}},
+    responses={503: {"description": "It has no prices to answer with, or is being stopped.", "model": Readiness}},
     summary="It can answer",
 )
 async def readyz(deps: Deps) -> Response:
-    """PostgreSQL and both roles of Redis, asked now. While one of them is away but known prices are still served,
-    that is `degraded`, and 200: sending requests elsewhere would not help. Whoever gets a 503 should do so."""
+    """PostgreSQL and both roles of Redis, asked now, unless the server is being stopped. While one of them is away but
+    known prices are still served, that is `degraded`, and 200: sending requests elsewhere would not help. Whoever gets
+    a 503 should do so."""
+    if stopping.everything_stops():
+        return answer({"status": "leaving", "checks": {}}, 503, {"Retry-After": "1"})
     names = ("database", "cache", "broker")
     pings = (
         anyio.to_thread.run_sync(deps.store.ping, abandon_on_cancel=True),

@@ -273,7 +273,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    status: Literal["ready", "degraded", "not_ready"] = Field(
+    status: Literal["ready", "degraded", "not_ready", "leaving"] = Field(
         description="degraded: a store is away, but known prices are served."
     )
     checks: dict[str, str] = Field(description="Per store: ok, or what is wrong.")

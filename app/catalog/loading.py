@@ -179,6 +179,9 @@ class _Alone:
     def check(self) -> None:
         pass
 
+    def stopping(self) -> bool:
+        return False
+
 
 class _NoQueue:
     """The next turn is ours too."""

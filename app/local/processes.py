@@ -11,6 +11,9 @@ from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.local.supervisor import Child
 from app.settings import Settings
 
+GRACE_S = 22.0
+"""Each ends by itself within 20 s, whatever it waits for."""
+
 GUNICORN_CONFIG = Path(__file__).parents[2] / "gunicorn_config.py"
 
 
@@ -28,22 +31,22 @@ def plain(value: Any) -> str:
 
 
 def service(settings: Settings, metrics: Path, logs: Path) -> list[Child]:
-    """Exporter of metrics, workers, listener and API, in the order of their start."""
+    """Exporter of metrics, workers, listener and API, in the order of their start. They are stopped by stage: the API,
+    then those behind it, and the exporter with the stores."""
     env = environment(settings, metrics)
     python = [sys.executable, "-m"]
     celery = [*python, "celery", "-A", "workers.celery_app", "worker", "--without-gossip", "--without-mingle"]
     celery.append(f"--concurrency={settings.worker_concurrency}")
+    gunicorn = [*python, "gunicorn", "-c", str(GUNICORN_CONFIG), "app.main:create_app()"]
+
+    def child(name: str, argv: list[str], stage: int) -> Child:
+        return Child(name, argv, logs / f"{name}.log", env, grace_s=GRACE_S, stage=stage)
+
     return [
-        Child("metrics", [*python, "app.observability.exporter"], logs / "metrics.log", env, grace_s=2),
-        Child("worker", [*celery, "-Q", EVENTS_QUEUE, "-n", "events@%h"], logs / "worker.log", env, grace_s=30),
+        child("metrics", [*python, "app.observability.exporter"], stage=0),
+        child("worker", [*celery, "-Q", EVENTS_QUEUE, "-n", "events@%h"], stage=1),
         # Recalculations wait for no one and nobody waits for them: they take what processor time the others leave.
-        Child("jobs", ["nice", *celery, "-Q", JOBS_QUEUE, "-n", "jobs@%h"], logs / "jobs.log", env, grace_s=30),
-        Child("listener", [*python, "listener"], logs / "listener.log", env, grace_s=15),
-        Child(
-            "api",
-            [*python, "gunicorn", "-c", str(GUNICORN_CONFIG), "app.main:create_app()"],
-            logs / "api.log",
-            env,
-            grace_s=35,  # gunicorn gives its workers 30 s to finish their requests
-        ),
+        child("jobs", ["nice", *celery, "-Q", JOBS_QUEUE, "-n", "jobs@%h"], stage=1),
+        child("listener", [*python, "listener"], stage=1),
+        child("api", gunicorn, stage=2),
     ]

@@ -1,10 +1,11 @@
-"""Start child processes in order, restart the ones that die, stop them in reverse.
+"""Start child processes in order, restart the ones that die, stop them in reverse, stage by stage.
 
 There is no thread: whoever waits calls `tick`. So a signal can never arrive half-way
 through starting a process, and every process that was started is known.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -12,19 +13,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 STEADY_S = 60.0  # a child that lived this long starts its back-off anew
 LOG_BYTES = 10_000_000  # a longer log is set aside, once, when its child starts
-HURRIED_GRACE_S = 1.0
+HURRIED_GRACE_S = 3.0
 LEASH = Path(__file__).with_name("leash.py")
 
 
 @dataclass
 class Child:
-    """One process to keep alive. `owner` is the (uid, gid) to run as, if not our own."""
+    """One process to keep alive. `owner` is the (uid, gid) to run as, if not our own; neighbours of the same `stage`
+    are stopped together."""
 
     name: str
     argv: list[str]
@@ -34,6 +37,7 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     kill_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
+    stage: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     deaths: int = field(default=0, init=False)
     changed_at: float = field(default=0.0, init=False)
@@ -85,22 +89,12 @@ class Supervisor:
         return [(c.name, c.process.pid, int(c.stop_signal)) for c in self.children if c.process]
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """End every child, the last started first; a child that outstays its grace is killed."""
-        for child in reversed(self.children):
-            if child.process is None:
-                continue
-            for step, grace_s in (
-                (child.stop_signal, child.grace_s),
-                (child.kill_signal, 5.0),
-                (signal.SIGKILL, 5.0),
-            ):
-                if not exited(child.process.pid):
-                    os.kill(child.process.pid, step)
-                if wait_for_exit(child.process.pid, grace_s, hurry):
-                    break
-                self._say(f"{child.name} did not stop on {step.name}")
-            reap(child.process)
-            child.process = None
+        """End every child, the last started first; one that outstays its grace is killed. Once in a `hurry` each gets
+        its signal again, which our own processes take for a wish to be quick."""
+        for _, stage in groupby(reversed(self.children), key=lambda child: child.stage):
+            ending = [_Ending(child, child.process, self._say) for child in stage if child.process]
+            while ending := [end for end in ending if not end.is_over(hurry())]:
+                time.sleep(0.02)
         self.children.clear()
 
     def _spawn(self, child: Child) -> None:
@@ -121,6 +115,37 @@ class Supervisor:
         self._on_change()
 
 
+class _Ending:
+    """A child on its way out: one signal after the other, the last of which nobody survives."""
+
+    def __init__(self, child: Child, process: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+        self._child, self._process, self._say = child, process, say
+        self._steps = [(child.stop_signal, child.grace_s), (child.kill_signal, 5.0), (signal.SIGKILL, 5.0)]
+        self._hurried = False
+        self._take_step()
+
+    def is_over(self, hurry: bool) -> bool:
+        if not exited(self._process.pid):
+            if hurry and not self._hurried:
+                self._hurried = True
+                self._take_step(HURRIED_GRACE_S)
+            if time.monotonic() < self._until:
+                return False
+            self._say(f"{self._child.name} did not stop on {self._steps.pop(0)[0].name}")
+            if self._steps:
+                self._take_step()
+                return False
+        reap(self._process)
+        self._child.process = None
+        return True
+
+    def _take_step(self, longest_s: float = math.inf) -> None:
+        number, grace_s = self._steps[0]
+        self._until = time.monotonic() + min(grace_s, longest_s)
+        if not exited(self._process.pid):
+            os.kill(self._process.pid, number)
+
+
 def leashed(death_signal: signal.Signals, owner: tuple[int, int] | None) -> list[str]:
     """What to put before a command so that it gets `death_signal` when we die, and runs as `owner`."""
     user = "-" if owner is None else "{}:{}".format(*owner)
@@ -137,16 +162,6 @@ def reap(process: subprocess.Popen[bytes]) -> int:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
-
-
-def wait_for_exit(pid: int, grace_s: float, hurry: Callable[[], bool]) -> bool:
-    """Wait until our child ended, at most `grace_s` seconds, or one second once in a hurry."""
-    start = time.monotonic()
-    while not exited(pid):
-        if time.monotonic() - start > (min(grace_s, HURRIED_GRACE_S) if hurry() else grace_s):
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def told(code: int) -> str:

@@ -1,6 +1,7 @@
 """Traces: one id from the HTTP request through stream, task, SQL and cache. W3C trace context everywhere."""
 
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import getrandbits, random
@@ -18,9 +19,11 @@ from app.settings import Settings
 
 _tracer = trace.get_tracer("pricing")
 
+FLUSH_S = 2.0
+
 
 def configure_tracing(settings: Settings, service: str, *, sampled_by_caller: bool = False) -> TracerProvider:
-    """Install the provider of this process; call it after every fork. `shutdown()` it to flush.
+    """Install the provider of this process; call it after every fork, and `stop_tracing` in the end.
 
     Without an endpoint there are ids but no spans go anywhere. Batches are small, so that encoding one does
     not hold up the requests beside it. `sampled_by_caller`: whoever begins a trace has drawn already.
@@ -40,6 +43,14 @@ def configure_tracing(settings: Settings, service: str, *, sampled_by_caller: bo
     trace.set_tracer_provider(provider)
     propagate.set_global_textmap(TraceContextTextMapPropagator())
     return provider
+
+
+def stop_tracing(provider: TracerProvider) -> None:
+    """Send the spans that are left. Where nobody takes them that would go on for half a minute; no process waits
+    longer for it than `FLUSH_S`."""
+    flushing = threading.Thread(target=provider.shutdown, name="flush spans", daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_S)
 
 
 def current_trace_id() -> str | None:

@@ -60,7 +60,8 @@ def deliver(
     """Apply a batch that was taken from the inbox whose lock is `held`, and settle it. By stream id, `events` are
     those that could be decoded, `malformed` the reasons why the others could not.
 
-    Raises `LockLost` or `Unavailable`, with the batch back in its inbox: that is not the events' fault.
+    Raises `LockLost` or `Unavailable`, or SystemExit where the process is told to end at once, with the batch back in
+    its inbox: that is not the events' fault.
     """
     bad = [_Setback(w, malformed[w.stream_id], malformed[w.stream_id], True) for w in batch if w.stream_id in malformed]
     bad += [
@@ -87,7 +88,7 @@ def deliver(
         final = [setback.reason for setback in bad if setback.final]
         state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=final[0] if final else "")
         settled = _settle(held, done, bad, state, events, inboxes, clock)
-    except (PricingError, ConnectionError, TimeoutError):
+    except (PricingError, ConnectionError, TimeoutError, SystemExit):
         with suppress(Unavailable):
             inboxes.put_back(held)
         raise

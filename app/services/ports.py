@@ -213,12 +213,14 @@ class SheetCache(Protocol):
 
 
 class Held(Protocol):
-    """A lock that is held. The database lets only the newest `token` of a scope write; `check` raises `LockLost`."""
+    """A lock that is held. The database lets only the newest `token` of a scope write; `check` raises `LockLost`;
+    `stopping` says whether the process shall end, so that the turn is over after the batch in hand."""
 
     scope: str
     token: int
 
     def check(self) -> None: ...
+    def stopping(self) -> bool: ...
 
 
 class Turn(Enum):

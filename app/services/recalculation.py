@@ -140,7 +140,7 @@ class _PartTurn:
                 return self._end(tx, TaskState.FAILED, turn.error or "every process that worked on it died")
         try:
             return self._work(turn)
-        except (PricingError, ConnectionError, TimeoutError):
+        except (PricingError, ConnectionError, TimeoutError, SystemExit):
             with suppress(PricingError), self._store.transaction() as tx:
                 tx.parts.excuse(self._task_id, self._part, self._token)
             raise
@@ -161,7 +161,7 @@ class _PartTurn:
                     tx.parts.advance(self._task_id, self._part, cached)
                     if cached.ended:
                         return self._end(tx, TaskState.SUCCEEDED)
-                    if self._service.clock() - started >= self._service.turn_ms:
+                    if self._held.stopping() or self._service.clock() - started >= self._service.turn_ms:
                         tx.parts.rest(self._task_id, self._part)
                         return [(self._task_id, self._part)]
                 keys, new = self._reprice(tx, turn, turn.after if cached is None else cached.last)

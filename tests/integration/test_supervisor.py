@@ -109,16 +109,48 @@ def test_children_stop_in_the_reverse_order_of_their_start(
     supervisor: Supervisor, spawn: Spawn, tmp_path: Path
 ) -> None:
     order = tmp_path / "order"
-    for name in ("store", "worker", "api"):
+    for stage, name in enumerate(("store", "worker", "api")):
         spawn(
             "import signal, sys, time\n"
             f"def stop(*_):\n open({str(order)!r}, 'a').write('{name} ')\n sys.exit()\n"
             "signal.signal(signal.SIGTERM, stop)\nprint('set', flush=True)\ntime.sleep(60)",
             name,
+            stage=stage,
         )
     eventually(lambda: all("set" in child.last_lines() for child in supervisor.children))
     supervisor.stop()
     assert order.read_text() == "api worker store "
+
+
+def test_children_of_one_stage_are_stopped_together(
+    supervisor: Supervisor, spawn: Spawn, tmp_path: Path, said: list[str]
+) -> None:
+    """Each ends only once the other has been told, too."""
+    for name, other in (("worker", "listener"), ("listener", "worker")):
+        spawn(
+            "import pathlib, signal, time\nfolder = pathlib.Path(" + repr(str(tmp_path)) + ")\n"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nprint('set', flush=True)\n"
+            f"signal.sigwait([signal.SIGTERM])\n(folder / '{name}').touch()\n"
+            f"while not (folder / '{other}').exists(): time.sleep(0.01)",
+            name,
+            stage=1,
+        )
+    eventually(lambda: all("set" in child.last_lines() for child in supervisor.children))
+    supervisor.stop()
+    assert said == []
+
+
+def test_who_is_in_a_hurry_says_so_to_each_child(
+    supervisor: Supervisor, spawn: Spawn, tmp_path: Path, said: list[str]
+) -> None:
+    child = spawn(
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\nprint('set', flush=True)\n"
+        "for _ in range(2):\n signal.sigwait([signal.SIGTERM])\n print('told', flush=True)",
+        grace_s=3600,
+    )
+    eventually(lambda: "set" in child.last_lines())
+    supervisor.stop(hurry=lambda: "told" in child.last_lines())
+    assert said == []
 
 
 def orphan() -> psutil.Process:

@@ -40,7 +40,7 @@ class Shop:
         for location, (currency, number, time_zone) in LOCATIONS.items():
             self.sql(
                 "INSERT INTO locations (location, name, currency, currency_number, time_zone)"
-                " VALUES (%s, %s, %s, %s, %s)",
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 location, location, currency, number, time_zone,
             )  # fmt: skip
 

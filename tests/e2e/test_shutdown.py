@@ -1,0 +1,313 @@
+"""SIGTERM under load, to each process in turn and to all: no request fails, and no event is lost."""
+
+import http.client
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.load import Load, load_on
+from tests.support.shop import Shop
+from tests.support.stores import temporary_data
+from tests.support.system import System, still_running
+from tests.support.waiting import eventually
+
+DRAIN_S = 20
+BUSY_S = 60
+"""A busy machine takes long to import Python programs."""
+
+READERS = (0.002, 0.01, 0.03, 0.1, 0.3, 0.6)
+PUBLISHERS = (0.02, 0.1)
+"""Seconds between an answer and the next request: some connections are hardly ever idle, others nearly always."""
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[Shop]:
+    """A shop of our own, whose processes come and go."""
+    with temporary_data("pricing-shutdown-") as data:
+        system = System(data, "--catalog", "none", env={"PRICING_RECALCULATION_BATCH_SIZE": "20"})
+        try:
+            shop = Shop(system.wait_until_ready())
+            yield shop
+            shop.close()
+        finally:
+            system.stop()
+
+
+@contextmanager
+def customers(shop: Shop) -> Iterator[Load]:
+    """Everything is asked for and changes; in the end every accepted event has been applied, once."""
+    products = [shop.product() for _ in range(20)]
+    with load_on(shop.system.port, products, READERS, PUBLISHERS) as load:
+        busy(load)
+        yield load
+        busy(load)
+    check_ledger(shop, load)
+
+
+def busy(load: Load) -> None:
+    """Wait until much has been asked and some of it accepted, from now on."""
+    asked, accepted = load.requests, len(load.accepted)
+    eventually(lambda: load.requests > asked + 100 and len(load.accepted) > accepted + 10, BUSY_S)
+
+
+def check_ledger(shop: Shop, load: Load) -> None:
+    shop.settle(BUSY_S)
+    ids = list(load.accepted)
+    assert shop.sql("SELECT count(*) FROM processed_events WHERE event_id = ANY(%s)", ids) == [(len(ids),)]
+    causes = [f"event:{event_id}" for event_id in ids]
+    repeated = "SELECT cause FROM price_history WHERE cause = ANY(%s) GROUP BY cause HAVING count(*) > 1"
+    assert shop.sql(repeated, causes) == []
+    last: dict[str, int] = {}
+    for product, amount in load.accepted.values():
+        last[product] = max(amount, last.get(product, 0))
+    assert all(shop.costs(f"{amount}.00", product) for product, amount in last.items())
+
+
+def process(shop: Shop, name: str) -> psutil.Process:
+    return psutil.Process(shop.system.pids()[name])
+
+
+def end(processes: list[psutil.Process]) -> float:
+    """Wait until they have ended, and say how many seconds that took."""
+    began = time.monotonic()
+    eventually(lambda: not still_running(processes), BUSY_S)
+    return time.monotonic() - began
+
+
+def replaced(shop: Shop, name: str, pid: int) -> None:
+    eventually(lambda: shop.system.pids().get(name, pid) != pid, BUSY_S)
+
+
+def locks_of(shop: Shop, processes: list[psutil.Process]) -> list[str]:
+    """Locks that these have not freed."""
+    pids = {str(process.pid) for process in processes}
+    held = {name: shop.redis.get(name) for name in shop.redis.scan_iter("lock:*")}
+    return [name for name, owner in held.items() if owner and owner.split(":")[1] in pids]
+
+
+def test_an_api_worker_leaves_and_no_connection_is_cut(house: Shop) -> None:
+    api = process(house, "api")
+    with customers(house) as load:
+        leaving = api.children()[:1]
+        leaving[0].terminate()
+        assert end(leaving) < DRAIN_S
+        eventually(lambda: len(api.children()) == 2, BUSY_S)
+    assert load.failed == []
+    assert load.refused == 0
+
+
+def test_a_reload_puts_new_processes_in_the_place_of_the_old_ones(house: Shop) -> None:
+    api = process(house, "api")
+    with customers(house) as load:
+        leaving = api.children()
+        api.send_signal(signal.SIGHUP)
+        assert end(leaving) < DRAIN_S
+        eventually(lambda: len(api.children()) == 2, BUSY_S)
+    assert load.failed == []
+    assert load.refused == 0
+
+
+def test_the_api_says_that_it_leaves_and_answers_what_has_reached_it(house: Shop) -> None:
+    """Also what waits for a store at that moment."""
+    api = process(house, "api")
+    with customers(house) as load:
+        balancer = http.client.HTTPConnection("127.0.0.1", house.system.port, timeout=10)
+        balancer.connect()
+        balancer.auto_open = 0
+        house.redis.client_pause(1000, all=True)
+        leaving = [api, *api.children()]
+        api.terminate()
+        eventually(lambda: readiness(balancer) == (503, "leaving", "close"))
+        balancer.close()
+        assert end(leaving) < DRAIN_S
+        replaced(house, "api", api.pid)
+        eventually(lambda: house.system.get("/readyz") == 200, BUSY_S)
+    assert load.failed == []
+
+
+def readiness(connection: http.client.HTTPConnection) -> tuple[int, str, str | None]:
+    """Status, what it says, and what becomes of the connection."""
+    connection.request("GET", "/readyz")
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())["status"], response.getheader("connection")
+
+
+def test_a_second_signal_to_the_api_does_not_wait_for_requests(house: Shop) -> None:
+    api = process(house, "api")
+    leaving = [api, *api.children()]
+    with request_in_hand(house):
+        api.terminate()
+        eventually(lambda: not answers(house.system.port))
+        assert still_running(leaving) == leaving
+        api.terminate()
+        assert end(leaving) < 8
+    replaced(house, "api", api.pid)
+    eventually(lambda: house.system.get("/readyz") == 200, BUSY_S)
+
+
+@contextmanager
+def request_in_hand(shop: Shop) -> Iterator[None]:
+    """A client that never comes to the end of what it asks."""
+    with socket.create_connection(("127.0.0.1", shop.system.port)) as slow:
+        slow.sendall(b"POST /api/v1/publish-market-event HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+        workers = process(shop, "api").children()
+        eventually(lambda: any(slow.getsockname() in peers(worker) for worker in workers))
+        yield
+
+
+def peers(worker: psutil.Process) -> list[tuple[str, int]]:
+    """Whose connections it has accepted."""
+    return [tuple(connection.raddr) for connection in worker.net_connections("tcp4") if connection.raddr]
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def parent(shop: Shop, name: str) -> list[psutil.Process]:
+    return [process(shop, name), *process(shop, name).children()]
+
+
+def child(shop: Shop, name: str) -> list[psutil.Process]:
+    return process(shop, name).children()[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "which"), [("listener", parent), ("worker", parent), ("worker", child), ("jobs", parent)]
+)
+def test_a_process_behind_the_api_leaves_and_another_goes_on(
+    house: Shop, name: str, which: Callable[[Shop, str], list[psutil.Process]]
+) -> None:
+    with customers(house) as load:
+        leaving = which(house, name)
+        leaving[0].terminate()
+        assert end(leaving) < DRAIN_S
+        assert locks_of(house, leaving) == []
+    assert load.failed == []
+    assert load.refused == 0
+
+
+@contextmanager
+def nothing_commits(shop: Shop, product: str) -> Iterator[None]:
+    """Hold the product's rows, so that whoever reprices it waits."""
+    with shop.another_connection() as connection:
+        connection.execute(
+            "SELECT FROM list_prices JOIN products USING (product_key) WHERE product_id = %s FOR UPDATE", [product]
+        )
+        yield
+
+
+def someone_waits(shop: Shop) -> bool:
+    count: int = shop.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")[0][0]
+    return count > 0
+
+
+@pytest.mark.parametrize("which", [parent, child])
+def test_a_worker_finishes_the_batch_in_hand(house: Shop, which: Callable[[Shop, str], list[psutil.Process]]) -> None:
+    product = house.product()
+    with nothing_commits(house, product):
+        event_id = house.publish("list_price.changed", product, "NY", data={"amount": 3})
+        eventually(lambda: someone_waits(house), BUSY_S)
+        workers = parent(house, "worker")
+        told = workers[:1] if which is parent else workers[1:]
+        for worker in told:
+            worker.terminate()
+        assert someone_waits(house)
+    assert end(told) < DRAIN_S
+    assert is_applied_once(house, product, event_id)
+    assert locks_of(house, workers) == []
+
+
+def test_a_second_signal_breaks_the_batch_in_hand_off(house: Shop) -> None:
+    """It is rolled back, its lock is free at once, and it counts as no failed attempt."""
+    product = house.product()
+    with nothing_commits(house, product):
+        event_id = house.publish("list_price.changed", product, "NY", data={"amount": 3})
+        eventually(lambda: someone_waits(house), BUSY_S)
+        workers = parent(house, "worker")
+        workers[0].terminate()
+        eventually(lambda: not still_running(workers[1:2]) or not still_running(workers[2:]))
+        assert someone_waits(house)
+        workers[0].terminate()
+        assert end(workers) < 5
+        assert locks_of(house, workers) == []
+    assert is_applied_once(house, product, event_id)
+
+
+def is_applied_once(shop: Shop, product: str, event_id: str) -> bool:
+    shop.settle(BUSY_S)
+    failed = [failure for name in shop.redis.scan_iter("failures:*") for failure in shop.redis.hvals(name)]
+    return shop.causes(product) == [f"event:{event_id}"] and failed == []
+
+
+def test_a_recalculation_goes_on_where_a_worker_left_it(house: Shop) -> None:
+    house.sql("INSERT INTO categories (name) VALUES ('Many')")
+    house.sql(
+        "INSERT INTO products (product_id, name, category_key)"
+        " SELECT 'M-' || n, 'One of many', category_key FROM generate_series(1, 10000) n, categories WHERE name = 'Many'"
+    )
+    house.sql(
+        "INSERT INTO list_prices (product_key, location_key, amount, position)"
+        " SELECT product_key, location_key, 100, 0 FROM products, locations"
+        " WHERE product_id LIKE 'M-%%' AND location = 'LA'"
+    )
+    task_id = house.publish("recalculate")
+    progress = eventually(lambda: under_way(house, task_id), BUSY_S)
+    leaving = parent(house, "jobs")
+    leaving[0].terminate()
+    assert end(leaving) < DRAIN_S
+    assert locks_of(house, leaving) == []
+    left = under_way(house, task_id)
+    assert left is not None
+    assert progress["done"] <= left["done"] < left["total"]
+    task = house.task(task_id, BUSY_S)
+    assert (task["state"], task["parts_failed"]) == ("succeeded", 0)
+    assert house.sql("SELECT count(*) FROM price_history WHERE cause = %s", f"event:{task_id}")[0][0] >= 10_000
+
+
+def under_way(shop: Shop, task_id: str) -> dict[str, Any] | None:
+    task: dict[str, Any] = shop.http.get(f"/api/v1/tasks/{task_id}").json()
+    return task if task["state"] == "running" and task["done"] else None
+
+
+def test_everything_leaves_and_what_was_accepted_is_applied_when_it_is_back() -> None:
+    with temporary_data("pricing-leaving-") as data, ExitStack() as stack:
+
+        def start(port: int | None = None) -> Shop:
+            system = System(data, "--catalog", "none", port=port)
+            stack.callback(system.stop)
+            shop = Shop(system.wait_until_ready())
+            stack.callback(shop.close)
+            return shop
+
+        shop = start()
+        products = [shop.product() for _ in range(20)]
+        everything = shop.system.tree()
+        with load_on(shop.system.port, products, READERS, PUBLISHERS) as load:
+            busy(load)
+            began = time.monotonic()
+            assert shop.system.stop() == 0
+            assert time.monotonic() - began < DRAIN_S
+        assert load.failed == []
+        assert still_running(everything) == []
+        assert "did not stop" not in shop.system.said()
+
+        shop = start(shop.system.port)
+        check_ledger(shop, load)
+        with request_in_hand(shop):
+            shop.system.process.terminate()
+            eventually(lambda: not answers(shop.system.port))
+            began = time.monotonic()
+            assert shop.system.stop() == 0
+            assert time.monotonic() - began < 10
