@@ -255,7 +255,8 @@ def test_a_recalculation_goes_on_where_a_worker_left_it(house: Shop) -> None:
     house.sql("INSERT INTO categories (name) VALUES ('Many')")
     house.sql(
         "INSERT INTO products (product_id, name, category_key)"
-        " SELECT 'M-' || n, 'One of many', category_key FROM generate_series(1, 10000) n, categories WHERE name = 'Many'"
+        " SELECT 'M-' || n, 'One of many', category_key"
+        " FROM generate_series(1, 10000) n, categories WHERE name = 'Many'"
     )
     house.sql(
         "INSERT INTO list_prices (product_key, location_key, amount, position)"
