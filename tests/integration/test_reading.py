@@ -166,12 +166,12 @@ def test_a_batch_of_a_thousand_is_one_round_trip(caches: Callable[[], AsyncPrice
 
 
 def test_what_many_miss_at_the_same_time_is_asked_for_together(
-    writer: PriceCache, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+    caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
 ) -> None:
     (sheet,) = batch([inputs()]).encoded()
     sheets = [msgspec.structs.replace(sheet, product_id=f"P-{n}") for n in range(50)]
     names: list[Name] = [(sheet.product_id, sheet.location) for sheet in sheets]
-    writer.put(sheets)
+    PriceCache(valkey, LIFETIMES, lambda keys: np.full(len(keys), sheet.version)).put(sheets)
 
     async def ask() -> None:
         cache = caches()
@@ -193,11 +193,10 @@ def test_what_many_miss_at_the_same_time_is_asked_for_together(
 
 
 def test_rows_that_cannot_be_read_are_no_reason_to_refuse_the_others(
-    writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+    stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
 ) -> None:
-    (sheet,) = batch([inputs()]).encoded()
-    known, unknown = (sheet.product_id, sheet.location), ("P-none", sheet.location)
-    writer.put([sheet])
+    known, unknown = NAME, ("P-none", "NY")
+    writer.put([stored])
 
     async def ask() -> None:
         cache = caches()
