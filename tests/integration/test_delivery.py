@@ -1,5 +1,6 @@
 """What becomes of batches: nothing is lost, nothing is applied twice, and only what is hopeless is set aside."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ import psycopg
 import pytest
 import redis
 
-from app.adapters.breakers import APPLYING, Breakers
+from app.adapters.breakers import APPLYING, WORK_LIMITS, Breakers
 from app.adapters.database import make_engine
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
@@ -329,24 +330,20 @@ def test_an_event_that_processes_die_of_is_set_aside_and_the_others_are_applied(
 
 def test_where_most_fails_nothing_is_set_aside_and_the_work_is_held_back(service: Service) -> None:
     service.sql(POISON)
-    service.receive(*[price(f"poison-{n}", n + 1) for n in range(100)])
-    for _ in range(100):
+    service.breakers.note(APPLYING, bad=WORK_LIMITS.failures - 2, reason="in other scopes")
+    service.receive(*[price(f"poison-{n}", n + 1) for n in range(6)])
+    for _ in range(service.max_attempts + 2):
         service.fall_due()
         service.turn()
-        if service.breakers.let_through([APPLYING]) is BreakerState.OPEN:
-            break
-    assert service.breakers.tallies()[APPLYING].state is BreakerState.OPEN
-    assert "unforeseen" in service.breakers.tallies()[APPLYING].reason
-    for _ in range(10):
-        service.fall_due()
-        service.turn()
-    assert service.letters() == [], "also what was tried last, and has failed often enough"
-    assert len(service.pending()) == 100
+    tally = service.breakers.tallies()[APPLYING]
+    assert (tally.state, "unforeseen" in tally.reason) == (BreakerState.OPEN, True)
+    assert min(json.loads(failure)["attempts"] for failure in service.valkey.hvals("s:failures")) > service.max_attempts
+    assert (service.letters(), len(service.pending())) == ([], 6)
     service.sql(ANTIDOTE)
     service.breakers.reset(APPLYING)
     service.turns()
-    assert (service.letters(), len(service.processed())) == ([], 100)
-    assert service.cache.prices == {("P-1", "NY"): 10_000}
+    assert (service.letters(), len(service.processed())) == ([], 6)
+    assert service.cache.prices == {("P-1", "NY"): 600}
 
 
 def test_malformed_events_are_not_set_aside_either_while_most_fails(service: Service) -> None:
