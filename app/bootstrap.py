@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.adapters.breakers import Breakers
 from app.adapters.database import make_engine
 from app.adapters.event_channel import EventChannel
-from app.adapters.event_log import EventLog, position_at
+from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
 from app.adapters.event_publishing import AsyncPublisher, Publisher
 from app.adapters.hot_names import HotNames
@@ -163,7 +163,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
         publisher=publisher,
         near=near,
         reader=reader,
-        rule_changes=RuleChanges(store, publisher, now_ms, position_at, current_traceparent),
+        rule_changes=RuleChanges(store, publisher, current_traceparent),
         feed=feed,
         hot_names=HotNames(cache_client, reader, feed.heard),
     )

@@ -114,7 +114,7 @@ def reprice_due() -> None:
     deps = resources()
 
     def batch(held: Held) -> bool:
-        sheets, more = reprice_due_sheets(held, deps.store, deps.cache, now_ms, DUE_BATCH)
+        sheets, more = reprice_due_sheets(held, deps.store, deps.cache, DUE_BATCH)
         metrics.sheets_stored.labels("boundary").inc(sheets)
         return more
 

@@ -59,17 +59,6 @@ class Backlog(NamedTuple):
     oldest_s: float
 
 
-def position(stream_id: str) -> int:
-    """A stream id as one number that orders events and fits 63 bits: ms << 20 | sequence."""
-    ms, _, sequence = stream_id.partition("-")
-    return position_at(int(ms)) | min(int(sequence), 2**20 - 1)
-
-
-def position_at(ms: int) -> int:
-    """The position of something that happened at that instant (ms since 1970) outside the stream."""
-    return ms << 20
-
-
 class EventLog:
     """Every method raises `Unavailable` where Redis is away. `client` must not repeat commands by itself: entries whose
     reading was not answered are read, and only `unacknowledged` tells them again."""

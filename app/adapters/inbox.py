@@ -18,11 +18,11 @@ from typing import Any
 
 import redis
 
-from app.adapters.event_log import position
 from app.adapters.event_names import Names
 from app.adapters.inbox_scripts import FAIL, PUT, PUT_BACK, SETTLE, TAKE
 from app.adapters.locks import fence_key
 from app.adapters.redis_clients import unavailable_if_down
+from app.domain.positions import position
 from app.errors import LockLost, Unavailable
 from app.services.ports import DIED, TOGETHER, Failure, Held, Letter, Waiting
 

@@ -122,27 +122,30 @@ class RuleTables:
 
         return Rules(read(_POLICIES, POLICIES), read(_TIERS, TIERS), read(_PROMOTIONS, PROMOTIONS))
 
-    def save_policy(self, policy: Policy, position: int, *, new: bool = False) -> bool:
-        """Create or replace, unless something newer than `position` was said of it; false then.
+    def save_policy(self, policy: Policy, position: int, *, new: bool = False, by_hand: bool = False) -> bool:
+        """Create or replace, unless something newer than `position` was said of it; false then. What is done by hand is
+        always newer than what is stored: its position may be higher then.
 
         Raises `InvalidInput` where it names what is not there or another policy has the same scope, and
         `AlreadyExists` where it is to be `new` and is not.
         """
         row = policy_row(policy, self.scope_keys(policy, create=True))
-        return self._save(policies, "policy_id", policy.policy_id, row, position, new)
+        return self._save(policies, "policy_id", policy.policy_id, row, position, new, by_hand)
 
-    def save_promotion(self, promotion: Promotion, position: int, *, new: bool = False) -> bool:
+    def save_promotion(self, promotion: Promotion, position: int, *, new: bool = False, by_hand: bool = False) -> bool:
         """As `save_policy`; any number of promotions may share a scope."""
         row = promotion_row(promotion, self.scope_keys(promotion, create=True))
-        return self._save(promotions, "promotion_id", promotion.promotion_id, row, position, new)
+        return self._save(promotions, "promotion_id", promotion.promotion_id, row, position, new, by_hand)
 
-    def remove_policy(self, policy_id: str, position: int) -> Policy | None:
+    def remove_policy(self, policy_id: str, position: int, *, by_hand: bool = False) -> Policy | None:
         """Remove it, unless something newer was said; the removed one, or None where there is none."""
-        removed: Policy | None = self._remove(policies, "policy_id", policy_id, position, self.policy)
+        removed: Policy | None = self._remove(policies, "policy_id", policy_id, position, by_hand, self.policy)
         return removed
 
-    def remove_promotion(self, promotion_id: str, position: int) -> Promotion | None:
-        removed: Promotion | None = self._remove(promotions, "promotion_id", promotion_id, position, self.promotion)
+    def remove_promotion(self, promotion_id: str, position: int, *, by_hand: bool = False) -> Promotion | None:
+        removed: Promotion | None = self._remove(
+            promotions, "promotion_id", promotion_id, position, by_hand, self.promotion
+        )
         return removed
 
     def policy(self, policy_id: str) -> Policy:
@@ -161,18 +164,23 @@ class RuleTables:
         return [row_to_promotion(row) for row in self._page(promotions, "promotion_id", last, limit)]
 
     def _save(
-        self, table: sa.Table, id_column: str, rule_id: str, row: dict[str, Any], position: int, new: bool
+        self,
+        table: sa.Table,
+        id_column: str,
+        rule_id: str,
+        row: dict[str, Any],
+        position: int,
+        new: bool,
+        by_hand: bool,
     ) -> bool:
-        stored = self._connection.execute(
-            sa.select(table.c.position, table.c.removed).where(table.c[id_column] == rule_id).with_for_update()
-        ).one_or_none()
-        row = row | {"position": position, "removed": False}
+        stored, said = self._said(table, id_column, rule_id)
         if stored is not None and new and not stored.removed:
             raise AlreadyExists(f"{id_column} {rule_id!r} exists; PUT replaces it")
-        if stored is not None and stored.position > position:
+        if by_hand:
+            position = max(position, said + 1)
+        if said > position:
             return False
-        if stored is None and self._removed_after(f"{table.name}/{rule_id}", position):
-            return False
+        row = row | {"position": position, "removed": False}
         try:
             with self._connection.begin_nested():
                 if stored is None:
@@ -185,15 +193,15 @@ class RuleTables:
             raise AlreadyExists(f"{id_column} {rule_id!r} was created at the same time") from None
         return True
 
-    def _remove(self, table: sa.Table, id_column: str, rule_id: str, position: int, read: Any) -> Any:
-        stored = self._connection.execute(
-            sa.select(table.c.position, table.c.removed).where(table.c[id_column] == rule_id).with_for_update()
-        ).one_or_none()
+    def _remove(self, table: sa.Table, id_column: str, rule_id: str, position: int, by_hand: bool, read: Any) -> Any:
+        stored, said = self._said(table, id_column, rule_id)
+        if by_hand:
+            position = max(position, said + 1)
         if stored is None or stored.removed:
             # Its creation may still be on its way; this keeps it from coming back.
             self._note_removal(f"{table.name}/{rule_id}", position)
             return None
-        if stored.position > position:
+        if said > position:
             return None
         rule = read(rule_id)
         change = table.update().where(table.c[id_column] == rule_id)
@@ -205,10 +213,14 @@ class RuleTables:
         newest = sa.func.greatest(rule_removals.c.position, noted.excluded.position)
         self._connection.execute(noted.on_conflict_do_update(index_elements=["rule"], set_={"position": newest}))
 
-    def _removed_after(self, rule: str, position: int) -> bool:
-        select = sa.select(rule_removals.c.position).where(rule_removals.c.rule == rule)
-        removal: int | None = self._connection.execute(select).scalar_one_or_none()
-        return removal is not None and removal > position
+    def _said(self, table: sa.Table, id_column: str, rule_id: str) -> tuple[sa.Row[Any, Any] | None, int]:
+        """The rule's row, held until the transaction ends, if it has one; and the position of what was said of it last,
+        which may be a removal of what was not there."""
+        select = sa.select(table.c.position, table.c.removed).where(table.c[id_column] == rule_id)
+        stored = self._connection.execute(select.with_for_update()).one_or_none()
+        find = sa.select(rule_removals.c.position).where(rule_removals.c.rule == f"{table.name}/{rule_id}")
+        removal: int = self._connection.execute(find).scalar_one_or_none() or 0
+        return (None, removal) if stored is None else (stored, max(stored.position, removal))
 
     def _one(self, table: sa.Table, id_column: str, rule_id: str) -> sa.Row[Any]:
         found = self._connection.execute(_with_names(table).where(table.c[id_column] == rule_id)).one_or_none()

@@ -22,6 +22,7 @@ class Transaction:
     """One database transaction, by subject. Everything here commits together or not at all."""
 
     def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
         self.catalog = CatalogTables(connection)
         self.events = EventTables(connection)
         self.parts = PartTables(connection)
@@ -30,6 +31,11 @@ class Transaction:
         self.rules = RuleTables(connection)
         self.sheets = SheetQueries(connection)
         self.tasks = TaskTables(connection)
+
+    def now_ms(self) -> int:
+        """The time, in ms since 1970, by the clock of the database, whichever machine asks."""
+        now = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8")
+        return int(self._connection.execute(now).scalar_one())
 
 
 class Store:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from app.adapters.database import make_engine, unavailable_if_down
-from app.adapters.event_log import position_at
 from app.adapters.price_cache import PriceCache
 from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store
 from app.bootstrap import lifetimes, now_ms
 from app.catalog.files import Part
 from app.catalog.merging import BATCH, Listener, PartResult, Progress, merge_part
+from app.domain.positions import position_at
 from app.domain.rows import RowScope
 from app.domain.sheet import EncodedSheet
 from app.domain.task import IMPORT_CAUSE, TaskState

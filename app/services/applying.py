@@ -22,7 +22,7 @@ from app.domain.rows import LIST_PRICE, RowScope, SignalChange, Subjects
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import EncodedSheet
 from app.errors import InvalidInput, NotFound, within
-from app.services.ports import Clock, Held, SheetCache, Store, TaskQueue, Transaction
+from app.services.ports import Held, SheetCache, Store, TaskQueue, Transaction
 from app.services.repricing import reprice, union
 
 DIRECT_ROWS = 2_000
@@ -89,7 +89,7 @@ class _Effects:
 
 
 def apply_events(
-    held: Held, batch: Sequence[Positioned], *, store: Store, cache: SheetCache, queue: TaskQueue, clock: Clock
+    held: Held, batch: Sequence[Positioned], *, store: Store, cache: SheetCache, queue: TaskQueue
 ) -> Applied:
     """Apply events under the lock that is `held`. May be repeated: an event that was processed before changes
     nothing, but its rows are written to the cache again, in case the first run died before it could.
@@ -121,7 +121,7 @@ def apply_events(
         reasons = {refusal.stream_id: refusal.reason for refusal in refused}
         _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in reasons], effects)
         causes = {key: _cause(list(ids)) for key, ids in effects.causes.items()}
-        sheets = reprice(tx, union(effects.direct), clock, causes)
+        sheets = reprice(tx, union(effects.direct), causes)
         cached = sheets + _not_among(sheets, tx.prices.current(union(effects.again)) if effects.again else [])
     cache.put(cached)
     for task_id in effects.tasks:

@@ -175,14 +175,14 @@ class _PartTurn:
 
     def _reprice(self, tx: Transaction, turn: Assignment, after: RowKey) -> tuple[Table, list[EncodedSheet]]:
         """The keys of the next batch, and its new sheets."""
-        limit, clock = self._service.batch_rows, self._service.clock
+        limit = self._service.batch_rows
         if turn.signal is None:
-            return reprice_between(tx, after, turn.until, limit, turn.scopes, clock, turn.cause)
+            return reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause)
         keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
         if len(keys):
             tx.prices.lock(keys)
             tx.rows.set_signal(turn.signal, keys)
-        return keys, reprice(tx, keys, clock, turn.cause)
+        return keys, reprice(tx, keys, turn.cause)
 
     def _failed(self, error: Exception) -> list[Hint]:
         """Note an error; the part is given up with its last attempt."""

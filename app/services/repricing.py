@@ -10,27 +10,28 @@ from app.domain.money import SCALE
 from app.domain.rows import RowScope, StoredInputs
 from app.domain.sheet import EncodedSheet, Labels
 from app.domain.sheets import Sheets, compute_sheets, digests
-from app.services.ports import Clock, Held, SheetCache, Store, Transaction
+from app.services.ports import Held, SheetCache, Store, Transaction
 
 Causes = Mapping[tuple[int, int], str]
 """Why rows are repriced, by (product key, location key)."""
 
 
-def reprice(tx: Transaction, keys: Table, clock: Clock, cause: str | Causes) -> list[EncodedSheet]:
+def reprice(tx: Transaction, keys: Table, cause: str | Causes) -> list[EncodedSheet]:
     """Compute these rows (dtype `ROW_KEYS`) from what is committed or in `tx`, and store what differs, with its
     cause: one for all rows, or each row's own.
 
     The rows stay locked until `tx` ends, so whoever reprices a row after somebody else sees what that one
-    saw and more: an older state never overwrites a newer one. Gives the new sheets, for the cache.
+    saw and more: an older state never overwrites a newer one. The time, too, is read when they are locked, and from the
+    one clock that all share. Gives the new sheets, for the cache.
     """
     if not len(keys):
         return []
     tx.prices.lock(keys)
-    return _store_changed(tx, tx.prices.inputs(keys), clock(), cause)
+    return _store_changed(tx, tx.prices.inputs(keys), tx.now_ms(), cause)
 
 
 def reprice_between(
-    tx: Transaction, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], clock: Clock, cause: str
+    tx: Transaction, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], cause: str
 ) -> tuple[Table, list[EncodedSheet]]:
     """Reprice the first `limit` rows of any scope with after < key <= until; their keys, and the new sheets.
 
@@ -38,11 +39,11 @@ def reprice_between(
     the one range that they are, which costs less than going from row to row.
     """
     stored = tx.prices.inputs_between(after, until, limit, scopes)
-    stale = out_of_date(tx, stored, clock())
+    stale = out_of_date(tx, stored, tx.now_ms())
     if len(stale) * 2 <= len(stored.inputs):
-        return row_keys(stored.inputs), reprice(tx, stale, clock, cause)
+        return row_keys(stored.inputs), reprice(tx, stale, cause)
     stored = tx.prices.inputs_between(after, until, limit, scopes, hold=True)
-    return row_keys(stored.inputs), _store_changed(tx, stored, clock(), cause)
+    return row_keys(stored.inputs), _store_changed(tx, stored, tx.now_ms(), cause)
 
 
 def _store_changed(tx: Transaction, stored: StoredInputs, as_of: int, cause: str | Causes) -> list[EncodedSheet]:
@@ -69,13 +70,13 @@ def out_of_date(tx: Transaction, stored: StoredInputs, as_of: int) -> Table:
     return row_keys(stored.inputs[_changed(stored, fresh)])
 
 
-def reprice_due(held: Held, store: Store, cache: SheetCache, clock: Clock, limit: int) -> tuple[int, bool]:
+def reprice_due(held: Held, store: Store, cache: SheetCache, limit: int) -> tuple[int, bool]:
     """Reprice sheets whose time is over (a promotion began or ended), at most `limit`, under the lock that is `held`;
     how many, and whether there may be more."""
     with store.transaction() as tx:
         tx.events.check_fence(held.scope, held.token)
-        due = np.sort(tx.prices.due(clock(), limit), order=["product_key", "location_key"])
-        new = reprice(tx, due, clock, "boundary")
+        due = np.sort(tx.prices.due(tx.now_ms(), limit), order=["product_key", "location_key"])
+        new = reprice(tx, due, "boundary")
     cache.put(new)
     return len(new), bool(new) and len(due) == limit
 

@@ -10,9 +10,10 @@ from typing import Protocol, TypeVar
 from uuid import uuid4
 
 from app.domain.events import Event, EventType, encode_event
+from app.domain.positions import position_at
 from app.domain.rules import Policy, Promotion, Scope
-from app.errors import Conflict, NotFound, Unavailable
-from app.services.ports import Clock, Store, Transaction
+from app.errors import NotFound, Unavailable
+from app.services.ports import Store, Transaction
 
 
 class EventSender(Protocol):
@@ -28,8 +29,7 @@ async def save_policy(policy: Policy, new: bool, *, changes: "RuleChanges") -> P
 
     def change(tx: Transaction, position: Position) -> tuple[Policy, list[Scope]]:
         before = _before(tx.rules.policy, policy.policy_id)
-        if not tx.rules.save_policy(policy, position, new=new):
-            raise Conflict(f"policy {policy.policy_id!r} was changed at the same time")
+        tx.rules.save_policy(policy, position, new=new, by_hand=True)
         return tx.rules.policy(policy.policy_id), [*before, policy]
 
     return await changes.make(EventType.POLICY_CHANGED, change)
@@ -40,8 +40,7 @@ async def save_promotion(promotion: Promotion, new: bool, *, changes: "RuleChang
 
     def change(tx: Transaction, position: Position) -> tuple[Promotion, list[Scope]]:
         before = _before(tx.rules.promotion, promotion.promotion_id)
-        if not tx.rules.save_promotion(promotion, position, new=new):
-            raise Conflict(f"promotion {promotion.promotion_id!r} was changed at the same time")
+        tx.rules.save_promotion(promotion, position, new=new, by_hand=True)
         return tx.rules.promotion(promotion.promotion_id), [*before, promotion]
 
     return await changes.make(EventType.PROMOTION_CHANGED, change)
@@ -51,7 +50,7 @@ async def remove_policy(policy_id: str, *, changes: "RuleChanges") -> Policy:
     """Raises `NotFound`."""
 
     def change(tx: Transaction, position: Position) -> tuple[Policy, list[Scope]]:
-        removed = tx.rules.remove_policy(policy_id, position)
+        removed = tx.rules.remove_policy(policy_id, position, by_hand=True)
         if removed is None:
             raise NotFound(f"there is no policy {policy_id!r}")
         return removed, [removed]
@@ -63,7 +62,7 @@ async def remove_promotion(promotion_id: str, *, changes: "RuleChanges") -> Prom
     """Raises `NotFound`."""
 
     def change(tx: Transaction, position: Position) -> tuple[Promotion, list[Scope]]:
-        removed = tx.rules.remove_promotion(promotion_id, position)
+        removed = tx.rules.remove_promotion(promotion_id, position, by_hand=True)
         if removed is None:
             raise NotFound(f"there is no promotion {promotion_id!r}")
         return removed, [removed]
@@ -74,16 +73,8 @@ async def remove_promotion(promotion_id: str, *, changes: "RuleChanges") -> Prom
 class RuleChanges:
     """Makes a change and its event one."""
 
-    def __init__(
-        self,
-        store: Store,
-        sender: EventSender,
-        clock: Clock,
-        position_at: Callable[[int], int],
-        traceparent: Callable[[], str | None],
-    ) -> None:
-        self._store, self._sender, self._clock = store, sender, clock
-        self._position_at, self._traceparent = position_at, traceparent
+    def __init__(self, store: Store, sender: EventSender, traceparent: Callable[[], str | None]) -> None:
+        self._store, self._sender, self._traceparent = store, sender, traceparent
 
     async def make(self, type_: EventType, change: Callable[[Transaction, Position], tuple[Rule, list[Scope]]]) -> Rule:
         """Run `change` in a transaction, and send an event that reprices the scopes it gives."""
@@ -92,7 +83,7 @@ class RuleChanges:
 
         def commit() -> tuple[Rule, Event]:
             with self._store.transaction() as tx:
-                rule, scopes = change(tx, self._position_at(self._clock()))
+                rule, scopes = change(tx, position_at(tx.now_ms()))
                 names = [{name: getattr(scope, name) for name in Scope.model_fields} for scope in scopes]
                 event = Event(id=event_id, type=type_, data={"scopes": names}, traceparent=traceparent)
                 tx.events.put_outbox(event_id, encode_event(event))

@@ -467,3 +467,12 @@ def test_what_has_the_id_of_a_refused_event_is_not_taken_for_applied(service: Se
     service.turn()
     assert [letter["event_id"] for letter in service.letters()] == ["a", "a"]
     assert service.processed() == set()
+
+
+def test_what_comes_again_from_the_dead_letters_keeps_its_first_place(service: Service) -> None:
+    (first, _) = service.receive(price("monday", 1.005), price("tuesday", 2))
+    service.turn()
+    service.receive(price("monday", 1, streamid=first))
+    (delivered,) = service.turn()
+    assert (delivered.applied, service.pending()) == (1, [])
+    assert service.cache.prices == {("P-1", "NY"): 200}, "what was said on Tuesday is newer"

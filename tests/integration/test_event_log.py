@@ -7,10 +7,11 @@ import pytest
 import redis
 
 from app.adapters.event_channel import EventChannel
-from app.adapters.event_log import EventLog, position, position_at
+from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
 from app.adapters.event_publishing import Publisher
 from app.domain.events import Event, EventType
+from app.domain.positions import position, position_at
 from tests.support.waiting import eventually
 
 Publish = Callable[..., str]

@@ -13,13 +13,13 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from app.adapters.event_log import position_at
 from app.adapters.price_cache import Lifetimes, PriceCache, slot_key
 from app.adapters.redis_clients import make_redis
 from app.catalog.loading import Importer, ImportResult, open_importer
 from app.catalog.merging import Listener, Refusal
 from app.catalog.sources import fill, open_source
 from app.domain.columns import PolicyKind, PromotionKind
+from app.domain.positions import position_at
 from app.domain.sheet import PriceSheet, decode_sheet
 from app.errors import InvalidInput, Unavailable
 from app.settings import Settings

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from app.adapters.event_log import EventLog, position
+from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
 from app.adapters.inbox import Inboxes
 from app.adapters.locks import fence_key
 from app.adapters.redis_clients import make_redis
+from app.domain.positions import position
 from app.errors import LockLost
 from app.services.ports import DIED, Failure, Letter, Waiting
 from tests.support.lossy import LossyClient

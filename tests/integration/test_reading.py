@@ -53,7 +53,7 @@ def writer(valkey: redis.Redis, store: Store) -> PriceCache:
 def stored(store: Store, row: Row) -> EncodedSheet:
     """P-1 in NY at version 1, in the database alone."""
     with store.transaction() as tx:
-        (sheet,) = reprice(tx, row(), now_ms, "test")
+        (sheet,) = reprice(tx, row(), "test")
     return sheet
 
 
@@ -140,7 +140,7 @@ def test_a_product_that_was_unknown_is_known_as_soon_as_it_is_created(
                 " WHERE product_id = 'P-9'"
             )
         with store.transaction() as tx:
-            created = reprice(tx, row("P-9", "NY"), now_ms, "test")
+            created = reprice(tx, row("P-9", "NY"), "test")
         assert reading.find(name).slot.unknown, "it was not remembered, so nothing was cleared"
         writer.put(created)
         eventually(lambda: not reading.find(name).slot.unknown, timeout_s=1)

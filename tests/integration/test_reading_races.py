@@ -253,7 +253,7 @@ class Races(RuleBasedStateMachine):
         keys = np.array([(NAMES.index(name) + 1, 1)], ROW_KEYS)
         with self.store.transaction() as tx:
             tx.catalog.set_signals(LIST_PRICE, [(*keys[0].item(), self.amount, self.amount)])
-            sheets: list[EncodedSheet] = reprice(tx, keys, self.clock, "test")
+            sheets: list[EncodedSheet] = reprice(tx, keys, "test")
         await self.gates.step()
         await self.gates.in_a_thread(lambda: self.writer_cache.put(sheets))
         await self.gates.step()

@@ -433,7 +433,7 @@ def test_what_was_computed_by_the_rules_before_a_change_is_looked_at_after_it(jo
     changes = threading.Thread(target=change_rules)
     with jobs.store.transaction() as tx:
         tx.catalog.set_signals(LIST_PRICE, [(1, 1, 4000, 1)])
-        reprice(tx, np.array([(1, 1)], ROW_KEYS), now_ms, "event:late")
+        reprice(tx, np.array([(1, 1)], ROW_KEYS), "event:late")
         changes.start()
         assert paused.wait(10)
     committed.set()
@@ -556,9 +556,7 @@ def test_a_wide_signal_is_set_batch_by_batch_and_spares_what_was_set_later(jobs:
         with jobs.store.transaction() as tx:
             tx.catalog.set_signals(signal, [(*row, value, position)])
             if signal == LIST_PRICE:
-                reprice(
-                    tx, tx.rows.keys(BEFORE_ALL, AFTER_ALL, 1, [RowScope(*row[:1], None, None, row[1])]), now_ms, "n"
-                )
+                reprice(tx, tx.rows.keys(BEFORE_ALL, AFTER_ALL, 1, [RowScope(*row[:1], None, None, row[1])]), "n")
 
     between((9, 1), 7777, 11)
     between((8, 1), 8888, 9)

@@ -9,13 +9,13 @@ import psycopg
 import pytest
 import redis
 
-from app.adapters.event_log import position
 from app.adapters.locks import Held, Locks
 from app.adapters.store import Store, Transaction
 from app.bootstrap import now_ms
 from app.domain.columns import Table
 from app.domain.events import Event, EventType
 from app.domain.money import SCALE
+from app.domain.positions import position
 from app.domain.rules import Policy, PolicyKindName
 from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.applying import Applied, Positioned, apply_events
@@ -72,17 +72,17 @@ def test_two_transactions_on_one_row_never_lose_an_update(database_url: str, sto
     with store.transaction() as tx:
         tx.rules.save_policy(AT_COST, 1)
         set_signal(tx, key, "cost", 1000)
-        reprice(tx, key, now_ms, "start")
+        reprice(tx, key, "start")
 
     def dearer() -> None:
         with store.transaction() as tx:
             set_signal(tx, key, "list_price", 5000)
-            reprice(tx, key, now_ms, "list price")
+            reprice(tx, key, "list price")
 
     second = threading.Thread(target=dearer)
     with store.transaction() as tx:
         set_signal(tx, key, "cost", 10_000)
-        reprice(tx, key, now_ms, "cost")
+        reprice(tx, key, "cost")
         second.start()
         eventually(lambda: somebody_waits(database_url))
     second.join()
@@ -106,7 +106,7 @@ def test_many_at_once_leave_the_versions_without_gap_and_the_last_input_in_force
             at = 1 + n * 6 + worker
             with store.transaction() as tx:
                 set_signal(tx, key, "list_price", 1000 + at, at)
-                reprice(tx, key, now_ms, f"{at}")
+                reprice(tx, key, f"{at}")
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -119,15 +119,39 @@ def test_many_at_once_leave_the_versions_without_gap_and_the_last_input_in_force
     assert versions[-1][1] == 1060
 
 
+def test_the_time_is_that_of_the_database_once_the_rows_are_held(
+    database_url: str, store: Store, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose own clock is wrong, or that has waited for its rows, brings no ended promotion back."""
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    key, versions = row(), []
+
+    def late() -> None:
+        with store.transaction() as tx:
+            set_signal(tx, key, "list_price", 3000, at=2)
+            versions.append((reprice(tx, key, "late"), tx.now_ms()))
+
+    waiting = threading.Thread(target=late)
+    with store.transaction() as tx:
+        set_signal(tx, key, "list_price", 2000)
+        waiting.start()
+        eventually(lambda: somebody_waits(database_url))
+        held_until = tx.now_ms()
+        reprice(tx, key, "first")
+    waiting.join()
+    (((sheet,), ended),) = versions
+    assert held_until <= decode_sheet(sheet.payload).computed_at <= ended
+
+
 def test_what_did_not_change_is_not_written(store: Store, row: Row) -> None:
     key = row()
     with store.transaction() as tx:
-        assert len(reprice(tx, key, now_ms, "first")) == 1
+        assert len(reprice(tx, key, "first")) == 1
     with store.transaction() as tx:
-        assert reprice(tx, key, now_ms, "again") == []
+        assert reprice(tx, key, "again") == []
         set_signal(tx, key, "cost", 700)  # no policy looks at it
-        assert reprice(tx, key, now_ms, "cost") == []
-        assert reprice(tx, np.zeros(0, key.dtype), now_ms, "nothing") == []
+        assert reprice(tx, key, "cost") == []
+        assert reprice(tx, np.zeros(0, key.dtype), "nothing") == []
     assert history(store) == [(1, 1000, "first")]
 
 
@@ -137,7 +161,7 @@ def test_a_rule_that_is_saved_again_or_moves_no_price_makes_no_new_version(store
     def save(position: int, **changed: object) -> None:
         with store.transaction() as tx:
             tx.rules.save_policy(AT_COST.model_copy(update=changed), position)
-            reprice(tx, key, now_ms, f"{position}")
+            reprice(tx, key, f"{position}")
 
     with store.transaction() as tx:
         set_signal(tx, key, "cost", 1050)
@@ -156,8 +180,8 @@ def test_a_recalculation_that_looked_before_an_event_does_not_overwrite_it(store
         assert len(stale) == 1
         with store.transaction() as tx:
             set_signal(tx, key, "list_price", 2000)
-            reprice(tx, key, now_ms, "event")
-        assert reprice(late, stale, now_ms, "recalculation") == []
+            reprice(tx, key, "event")
+        assert reprice(late, stale, "recalculation") == []
     assert history(store) == [(1, 2000, "event")]
 
 
@@ -166,9 +190,9 @@ def test_an_older_signal_never_replaces_a_newer_one(store: Store, row: Row) -> N
     with store.transaction() as tx:
         set_signal(tx, key, "list_price", 2000, at=10)
         set_signal(tx, key, "list_price", 3000, at=9)
-        reprice(tx, key, now_ms, "both")
+        reprice(tx, key, "both")
         set_signal(tx, key, "list_price", 4000, at=10)
-        reprice(tx, key, now_ms, "the same event again")
+        reprice(tx, key, "the same event again")
     assert [price for _, price, _ in history(store)] == [2000, 4000]
 
 
@@ -182,7 +206,7 @@ def apply(store: Store, valkey: redis.Redis) -> Apply:
         applied: list[Applied] = []
 
         def work(held: Held) -> bool:
-            applied.append(apply_events(held, batch, store=store, cache=cache, queue=queue, clock=now_ms))
+            applied.append(apply_events(held, batch, store=store, cache=cache, queue=queue))
             return False
 
         assert Locks(valkey, 30).in_rounds("scope", work, 10) is Turn.DONE

@@ -175,6 +175,39 @@ def test_what_was_removed_stays_removed_until_something_newer_is_said(store: Sto
             tx.rules.save_promotion(promotion(), 9, new=True)
 
 
+def test_a_second_removal_counts_as_much_as_the_first(store: Store) -> None:
+    with store.transaction() as tx:
+        tx.rules.save_promotion(promotion(), 5)
+        tx.rules.remove_promotion("p", 6)
+        tx.rules.remove_promotion("p", 9)
+        assert not tx.rules.save_promotion(promotion(), 8)
+        assert tx.rules.save_promotion(promotion(), 10)
+
+
+FUTURE = 2**62
+"""The position of something that a clock far ahead gave."""
+
+
+def test_what_is_done_by_hand_is_newer_than_all_that_was_said(store: Store) -> None:
+    with store.transaction() as tx:
+        tx.rules.save_policy(policy(name="of an event"), FUTURE)
+        assert tx.rules.save_policy(policy(name="by hand"), 1, by_hand=True)
+        assert tx.rules.policy("p").name == "by hand"
+        assert not tx.rules.save_policy(policy(name="the event again"), FUTURE), "its position is the higher one now"
+        assert tx.rules.remove_policy("p", 1, by_hand=True) == policy(name="by hand")
+        assert not tx.rules.save_policy(policy(name="the event again"), FUTURE + 1)
+        assert tx.rules.save_policy(policy(name="new by hand"), 1, new=True, by_hand=True)
+        assert tx.rules.policy("p").name == "new by hand"
+        assert tx.rules.save_policy(policy(name="a later event"), FUTURE + 4)
+
+
+def test_what_is_created_by_hand_is_newer_than_a_removal_that_came_before(store: Store) -> None:
+    with store.transaction() as tx:
+        assert tx.rules.remove_promotion("p", FUTURE) is None
+        assert tx.rules.save_promotion(promotion(), 1, by_hand=True)
+        assert tx.rules.promotion("p") == promotion()
+
+
 def test_one_policy_per_scope_and_a_refusal_leaves_the_transaction_usable(store: Store) -> None:
     with store.transaction() as tx:
         tx.rules.save_policy(policy("one", category="Coffee"), 1)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from app.adapters.event_log import position
 from app.adapters.locks import Locks
-from app.bootstrap import now_ms
 from app.domain.events import Event, EventType
+from app.domain.positions import position
 from app.domain.task import TaskState
 from app.services.applying import DIRECT_ROWS, Applied, Positioned, apply_events
 from app.services.ports import Held
@@ -35,7 +34,7 @@ def apply(wide: Jobs) -> Apply:
         applied: list[Applied] = []
 
         def work(held: Held) -> bool:
-            applied.append(apply_events(held, batch, store=wide.store, cache=wide.cache, queue=wide, clock=now_ms))
+            applied.append(apply_events(held, batch, store=wide.store, cache=wide.cache, queue=wide))
             return False
 
         Locks(wide.valkey, 30).in_rounds("scope", work, 10)
