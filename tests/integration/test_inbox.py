@@ -205,6 +205,19 @@ def test_suspects_are_tried_in_ever_smaller_company(
     assert sizes == [100, 32, 4, 1, 1]
 
 
+def test_suspects_that_have_failed_more_often_are_not_tried_in_the_company_of_others(
+    inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis
+) -> None:
+    arrived = arrive(6)
+    holder = hold()
+    batch = inboxes.take(holder, 10)
+    inboxes.fail(holder, [(w._replace(failure=ONCE) if n % 2 else w, "boom") for n, w in enumerate(batch)])
+    fall_due(valkey)
+    assert ids(inboxes.take(holder, 10)) == arrived[::2]
+    inboxes.settle(holder, arrived[::2], [])
+    assert ids(inboxes.take(holder, 10)) == arrived[1::2]
+
+
 def test_a_suspect_is_tried_when_its_time_has_come_and_not_before(
     inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis
 ) -> None:
