@@ -38,6 +38,10 @@ class Entry(NamedTuple):
     def order(self) -> tuple[int, int]:
         return order(self.stream_id)
 
+    def at(self, began_at: float) -> float:
+        """When it was added, in seconds since then (seconds since 1970), by the clock of Redis."""
+        return self.order[0] / 1000 - began_at
+
 
 def order(stream_id: str) -> tuple[int, int]:
     """By what stream ids are compared: milliseconds and a sequence number."""

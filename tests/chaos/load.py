@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import redis
@@ -75,9 +76,9 @@ class Load:
 
     def first_prices(self) -> None:
         """Give every row a price; returns when each event is accepted."""
-        client, stopping = Client(self._fleet.urls["api"]), threading.Event()
-        for event in self._market.first_prices():
-            self._to_api(client, "api", self._ledger.send(event, "api"), stopping)
+        with closing(Client(self._fleet.urls["api"])) as client:
+            for event in self._market.first_prices():
+                self._to_api(client, "api", self._ledger.send(event, "api"), threading.Event())
 
     def start(self, waiting: Callable[[], int]) -> None:
         self._waiting = waiting
@@ -92,23 +93,22 @@ class Load:
             assert not thread.is_alive(), "a publisher got no answer"
 
     def _publish(self, who: str, dice: random.Random) -> None:
-        client, redis_client = Client(self._fleet.urls[who]), connect_redis(self._fleet.redis_url)
-        while not self._stopping.is_set():
-            if self._waiting() > self._most_waiting:
-                self._stopping.wait(0.05)
-                continue
-            due = time.monotonic() + self._pause_s
-            with self._lock:
-                event = self._market.next()
-            way = dice.random()
-            if way < 0.85:
-                gives_up = threading.Event() if dice.random() > 0.05 else None
-                self._to_api(client, who, self._ledger.send(event, "api"), gives_up)
-            else:
-                self._directly(redis_client, self._ledger.send(event, "stream" if way < 0.95 else "channel"))
-            self._stopping.wait(max(due - time.monotonic(), 0))
-        client.close()
-        redis_client.close()
+        with closing(Client(self._fleet.urls[who])) as client, closing(connect_redis(self._fleet.redis_url)) as direct:
+            while not self._stopping.is_set():
+                due = time.monotonic() + self._pause_s
+                if self._waiting() <= self._most_waiting:
+                    self._publish_one(client, direct, who, dice)
+                self._stopping.wait(max(due - time.monotonic(), 0))
+
+    def _publish_one(self, client: Client, direct: redis.Redis, who: str, dice: random.Random) -> None:
+        with self._lock:
+            event = self._market.next()
+        way = dice.random()
+        if way < 0.85:
+            patience = threading.Event() if dice.random() > 0.05 else None
+            self._to_api(client, who, self._ledger.send(event, "api"), patience)
+        else:
+            self._directly(direct, self._ledger.send(event, "stream" if way < 0.95 else "channel"))
 
     def _to_api(self, client: Client, who: str, sent: Sent, patience: threading.Event | None) -> None:
         """Until it is accepted; without patience once. Each try is the same event, by its id."""

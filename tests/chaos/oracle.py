@@ -4,7 +4,7 @@ The formula once more, as small as the market of these tests needs it, from docs
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from fractions import Fraction
 from math import floor
 from typing import Any, NamedTuple
@@ -91,14 +91,6 @@ class Oracle:
             ended = "ends_at" in promotion and datetime.fromisoformat(promotion["ends_at"]) <= at
             if concerned and begun and not ended:
                 yield promotion
-
-    def last_boundary(self) -> datetime:
-        """From then on no price changes by itself."""
-        rules = (found.value or {} for found in self.promotions.values())
-        edges = [
-            datetime.fromisoformat(rule[edge]) for rule in rules for edge in ("starts_at", "ends_at") if edge in rule
-        ]
-        return max(edges, default=datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def rule_of(event: Event) -> str:

@@ -4,6 +4,7 @@ import http.client
 import json
 import random
 import threading
+from contextlib import closing
 from datetime import datetime
 
 from tests.chaos.fleet import Fleet
@@ -35,20 +36,22 @@ class Readers:
             thread.join(30)
 
     def _read(self, who: str, url: str, dice: random.Random) -> None:
-        client = Client(url)
-        while not self._stopping.wait(self._pause_s):
-            row = dice.choice(self._rows)
-            asked_at = self._ledger.now()
-            try:
-                status, body = client.post("/api/v1/price", {"product_id": row.product, "user_location": row.location})
-            except (OSError, http.client.HTTPException) as error:
-                self._failed(asked_at, who, f"{type(error).__name__} {error}")
-                self._stopping.wait(0.2)
-                continue
-            if status != 200:
-                self._failed(asked_at, who, f"{status} {body.decode(errors='replace')[:300]}")
-            else:
-                self._ledger.read(_decode(who, client.number, row, asked_at, self._ledger.now(), body))
+        with closing(Client(url)) as client:
+            while not self._stopping.wait(self._pause_s):
+                self._ask(client, who, dice.choice(self._rows))
+
+    def _ask(self, client: Client, who: str, row: Row) -> None:
+        asked_at = self._ledger.now()
+        try:
+            status, body = client.post("/api/v1/price", {"product_id": row.product, "user_location": row.location})
+        except (OSError, http.client.HTTPException) as error:
+            self._failed(asked_at, who, f"{type(error).__name__} {error}")
+            self._stopping.wait(0.2)
+            return
+        if status != 200:
+            self._failed(asked_at, who, f"{status} {body.decode(errors='replace')[:300]}")
+        else:
+            self._ledger.read(_decode(who, client.number, row, asked_at, self._ledger.now(), body))
 
     def _failed(self, asked_at: float, who: str, what: str) -> None:
         self._ledger.failed(Failure(asked_at, self._ledger.now(), who, what))

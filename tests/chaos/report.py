@@ -13,10 +13,10 @@ AROUND_S = (5.0, 40.0)
 
 
 def table(result: Result) -> str:
-    width = max(map(len, result.counts), default=0)
+    width = max(map(len, result.ledger.counts), default=0)
     lines = [f"seed {result.options.seed}, {result.options.seconds:g} s", "", "faults"]
-    lines += [f"  {name:<{width}} {times:4}" for name, times in sorted(result.counts.items())]
-    lines += [f"  {'together':<{width}} {result.counts.total():4}", ""]
+    lines += [f"  {name:<{width}} {times:4}" for name, times in sorted(result.ledger.counts.items())]
+    lines += [f"  {'together':<{width}} {result.ledger.counts.total():4}", ""]
     lines += [f"{name}: {_figures(figures)}" for name, figures in result.figures.items()]
     lines += ["", f"{len(result.violations)} violations" if result.violations else "no promise was broken"]
     return "\n".join(lines)
@@ -45,8 +45,7 @@ def _story(result: Result, violation: Violation) -> Iterator[str]:
             yield from (f"    {line}" for line in _faults(ledger, first - AROUND_S[0], first + AROUND_S[1]))
         for entry in ledger.in_order():
             if entry.event_id == event_id:
-                ms = int(entry.stream_id.partition("-")[0])
-                yield f"    in the stream: {entry.stream_id} ({ms / 1000 - ledger.began_at:.2f} s)"
+                yield f"    in the stream: {entry.stream_id} ({entry.at(ledger.began_at):.2f} s)"
         yield f"    processed: {'yes' if event_id in outcome.processed else 'no'}"
         yield from (f"    dead letter: {letter}" for letter in outcome.letters if event_id in letter["event"])
         for row, versions in outcome.history.items():
@@ -67,7 +66,7 @@ def _faults(ledger: Ledger, since: float, until: float) -> Iterator[str]:
 def save(result: Result, path: Path) -> None:
     content = {
         "seed": result.options.seed, "seconds": result.options.seconds,
-        "faults": dict(sorted(result.counts.items())), **result.figures,
+        "faults": dict(sorted(result.ledger.counts.items())), **result.figures,
         "violations": [v._asdict() for v in result.violations],
         "timeline": [{"at_s": round(at, 2), "what": text} for at, text in result.ledger.faults],
         "ledger": str(result.ledger.path),

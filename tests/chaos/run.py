@@ -1,17 +1,15 @@
 """One run: a system and a second host, load and readers, faults by plan, and the accounts at the end."""
 
 import shutil
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.chaos import faults
 from tests.chaos.backlog import Backlog, backlog, unfinished
-from tests.chaos.fleet import Fleet, is_ready, succeeds
+from tests.chaos.figures import figures
+from tests.chaos.fleet import Fleet, is_ready
 from tests.chaos.invariants import Outcome, all_violations
 from tests.chaos.ledger import Ledger, Violation
 from tests.chaos.load import Load, Witness
@@ -51,8 +49,7 @@ class Result:
     ledger: Ledger
     outcome: Outcome
     violations: list[Violation]
-    counts: Counter[str]
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, dict[str, float]]
 
 
 @contextmanager
@@ -81,66 +78,39 @@ def fleet_with_shop(products: int) -> Iterator[tuple[Fleet, list[Product]]]:
 
 def run(options: Options, say: Say) -> Result:
     """Everything, from nothing to the accounts."""
-    with fleet_with_shop(options.products) as (fleet, products):
-        ledger = Ledger(options.folder / f"ledger-{options.seed}.jsonl")
+    path = options.folder / f"ledger-{options.seed}.jsonl"
+    with fleet_with_shop(options.products) as (fleet, products), closing(Ledger(path)) as ledger:
         market = Market(products, options.seed)
-        faults.arm_poison(fleet)
-        witness, waits = Witness(fleet, ledger), Backlog(fleet, ledger)
-        load = Load(fleet, ledger, market, options.seed, options.events_per_s, options.most_waiting)
-        readers = Readers(fleet, ledger, market.rows, options.seed, options.reads_per_s)
-        strikes = plan(options.seed, options.seconds, sorted(fleet.services()), options.gap_s)
-        say(f"{len(strikes)} faults planned for {options.seconds:g} s, on {', '.join(sorted(fleet.services()))}")
-        witness.start()
-        load.first_prices()
-        settle(fleet, SETTLE_S)
-        waits.start()
-        readers.start()
-        load.start(lambda: waits.waiting)
-        progress = Progress(ledger, waits, say)
-        Strikes(fleet, ledger, strikes).carry_out(options.seconds, progress.tell)
-        load.stop()
-        began = time.monotonic()
-        left = settle(fleet, SETTLE_S)
-        settled_s = time.monotonic() - began
-        say(f"settled in {settled_s:.1f} s")
-        waits.stopping.set()
-        readers.stop()
-        witness.stop()
-        eventually(lambda: unfinished(fleet)["due boundaries"] == 0, 10)
+        settled = _break_everything(options, fleet, ledger, market, say)
         violations, outcome = all_violations(fleet, ledger, products, market.rows)
-        if left:
-            violations.append(Violation("the backlog goes back to nothing", f"{left} after {SETTLE_S:g} s"))
-        ledger.close()
         shutil.copytree(fleet.system.data / "logs", options.folder / f"logs-{options.seed}", dirs_exist_ok=True)
-        figures = _figures(fleet, ledger, outcome) | {
-            "settled": {"s": round(settled_s, 1), "most waiting": waits.highest}
-        }
-        return Result(options, ledger, outcome, violations, ledger.counts, figures)
+        return Result(options, ledger, outcome, violations, figures(fleet, ledger, outcome) | {"settled": settled})
 
 
-def _figures(fleet: Fleet, ledger: Ledger, outcome: Outcome) -> dict[str, dict[str, float]]:
-    sent = ledger.sent.values()
-    ways = Counter(one.way for one in sent)
-    return {
-        "published": {
-            **ways,
-            "answered with 202": sum(one.accepted for one in sent),
-            "tried more than once": sum(len(one.answers) > 1 for one in sent),
-            "poison": len(fleet.poison),
-        },
-        "became": {
-            "entries": len(ledger.entries),
-            "applied": len(outcome.processed),
-            "set aside": len(outcome.letters),
-            "versions": sum(map(len, outcome.history.values())),
-        },
-        "reads": {
-            "answered": len(ledger.reads),
-            "stale": sum(read.source == "stale" for read in ledger.reads),
-            "without an answer": len(ledger.failures),
-            "s the longest": round(max(read.answered_at - read.asked_at for read in ledger.reads), 2),
-        },
-    }
+def _break_everything(options: Options, fleet: Fleet, ledger: Ledger, market: Market, say: Say) -> dict[str, float]:
+    """Faults under load, and then peace; how long it took until nothing waited any more, and how much did before."""
+    faults.arm_poison(fleet)
+    witness, waits = Witness(fleet, ledger), Backlog(fleet, ledger)
+    load = Load(fleet, ledger, market, options.seed, options.events_per_s, options.most_waiting)
+    readers = Readers(fleet, ledger, market.rows, options.seed, options.reads_per_s)
+    strikes = plan(options.seed, options.seconds, sorted(fleet.services()), options.gap_s)
+    say(f"{len(strikes)} faults planned for {options.seconds:g} s, on {', '.join(sorted(fleet.services()))}")
+    witness.start()
+    load.first_prices()
+    settle(fleet, SETTLE_S)
+    waits.start()
+    readers.start()
+    load.start(lambda: waits.waiting)
+    Strikes(fleet, ledger, strikes).carry_out(options.seconds, Progress(ledger, waits, say).tell)
+    load.stop()
+    began = ledger.now()
+    if left := settle(fleet, SETTLE_S):
+        ledger.broken(Violation("the backlog goes back to nothing", f"{left} after {SETTLE_S:g} s", at=began))
+    seconds = round(ledger.now() - began, 1)
+    waits.stopping.set()
+    readers.stop()
+    witness.stop()
+    return {"s": seconds, "most waiting": waits.highest}
 
 
 def settle(fleet: Fleet, timeout_s: float) -> dict[str, int]:
@@ -153,12 +123,9 @@ def settle(fleet: Fleet, timeout_s: float) -> dict[str, int]:
         left = {name: count for name, count in (backlog(fleet) | unfinished(fleet)).items() if count}
         return not left
 
-    succeeds_in_time = lambda: eventually(nothing_waits, timeout_s)  # noqa: E731
-    try:
-        succeeds(succeeds_in_time)
-    except AssertionError:
-        return left
-    return {}
+    with suppress(AssertionError):
+        eventually(nothing_waits, timeout_s)
+    return left
 
 
 class Progress:

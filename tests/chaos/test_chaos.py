@@ -25,5 +25,5 @@ def test_nothing_accepted_is_lost_and_nothing_is_applied_twice_whatever_dies(
     report = "\n\n".join([table(result), *stories(result), f"all of it: {folder}"])
     say(report)
     assert not result.violations, report
-    assert result.counts.total() >= 15
+    assert result.ledger.counts.total() >= 15
     assert result.figures["became"]["applied"] > 300

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -102,7 +101,7 @@ def test_shuffled_and_duplicated_events_give_the_prices_of_the_events_in_order(
         *events_are_applied_or_set_aside(ledger, outcome),
         *nothing_is_applied_twice(ledger, outcome),
         *inputs_are_the_oracles(fleet, oracle),
-        *prices_are_the_oracles(fleet, oracle, market.rows, datetime.now(UTC)),
+        *prices_are_the_oracles(fleet, oracle, market.rows),
     ]
     assert found == [], "\n".join(map(str, found[:10]))
     assert len(DECIMALS) * len(products) == len(oracle.policies.keys() | set(market.rows))
