@@ -10,8 +10,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
-# Here, so that workers share the memory of what they all import. Not app.main: it imports the metrics, and this process
-# would take a seat among those that count.
+# Here, so that workers share the memory of what they all import.
 import app.adapters.redis_clients
 import app.adapters.store
 import app.api.schemas

@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import redis
+
 from app.adapters.breakers import Breakers
 from app.adapters.database import make_engine
+from app.adapters.event_accounts import EventAccounts
 from app.adapters.event_channel import EventChannel
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
@@ -17,7 +20,8 @@ from app.adapters.hot_names import HotNames
 from app.adapters.inbox import Inboxes
 from app.adapters.invalidation_feed import InvalidationFeed
 from app.adapters.price_cache import AsyncPriceCache, Lifetimes, PriceCache
-from app.adapters.redis_clients import make_async_redis, make_redis
+from app.adapters.process_gauges import ProcessGauges
+from app.adapters.redis_clients import count_connections, make_async_redis, make_redis
 from app.adapters.store import Store
 from app.errors import InvalidInput, Unavailable
 from app.observability.tracing import current_traceparent
@@ -57,6 +61,12 @@ class Resources:
     breakers: Breakers
     locks: "Locks"
     queue: "TaskQueue"
+    accounts: EventAccounts
+    redis_clients: Mapping[str, redis.Redis]
+
+    def count_connections(self) -> None:
+        """Note how many connections to Redis this process has."""
+        count_connections(self.redis_clients)
 
     def verify(self) -> None:
         """Every store answers, or `Unavailable` says which does not."""
@@ -78,6 +88,7 @@ class ApiResources:
     rule_changes: RuleChanges
     feed: InvalidationFeed
     hot_names: HotNames
+    gauges: ProcessGauges
 
     async def start(self) -> list[Unavailable]:
         """Keep the near cache from now on. Gives what does not answer: a process that begins in an outage serves what
@@ -90,10 +101,12 @@ class ApiResources:
                 away.append(error)
         self.feed.start()
         self.hot_names.start()
+        self.gauges.start()
         return away
 
     async def close(self) -> None:
         """Let every connection go."""
+        await self.gauges.stop()
         await self.hot_names.stop()
         await self.feed.stop()
         await self.cache.close()
@@ -118,6 +131,7 @@ def open_resources(settings: Settings) -> Resources:
 
     where = _addresses(settings)
     events = make_redis(where.events, settings.store_timeout_s)
+    stream = make_redis(where.events, settings.store_timeout_s, repeats=False)
     locks = Locks(events, settings.lock_ttl_s)
     store = Store(make_engine(where.database, settings.database_pool_size, WORKER_ANSWER_S, WORKER_IDLE_S))
     cache = make_redis(where.cache, settings.store_timeout_s)
@@ -126,12 +140,14 @@ def open_resources(settings: Settings) -> Resources:
         store=store,
         cache=PriceCache(cache, where.lifetimes, partial(current_versions, store)),
         publisher=Publisher(events, where.names, settings.idempotency_ttl_s),
-        log=EventLog(make_redis(where.events, settings.store_timeout_s, repeats=False), where.names),
+        log=EventLog(stream, where.names),
         channel=EventChannel(events, where.names),
         inboxes=Inboxes(events, where.names),
         breakers=Breakers(events),
         locks=locks,
         queue=TaskQueue(make_celery(where.events), events, locks),
+        accounts=EventAccounts(events, where.names),
+        redis_clients={"cache": cache, "broker": events, "stream": stream},
     )
 
 
@@ -141,8 +157,9 @@ def open_api_resources(settings: Settings) -> ApiResources:
     store = Store(make_engine(where.database, settings.database_pool_size, settings.store_timeout_s))
     cache_client = make_async_redis(where.cache, settings.store_timeout_s)
     cache = AsyncPriceCache(cache_client, where.lifetimes)
+    events_client = make_async_redis(where.events, settings.store_timeout_s)
     publisher = AsyncPublisher(
-        make_async_redis(where.events, settings.store_timeout_s),
+        events_client,
         where.names,
         settings.idempotency_ttl_s,
         settings.max_backlog_events,
@@ -153,9 +170,11 @@ def open_api_resources(settings: Settings) -> ApiResources:
         return await asyncio.to_thread(load_slots, store, names, now_ms, where.lifetimes.slot)
 
     breaker = partial(Breaker, failures=BREAKER_FAILURES, open_ms=BREAKER_OPEN_MS, clock=monotonic_ms)
-    reader = SheetReader(near, cache, load, breaker("PostgreSQL"), breaker("Redis"), now_ms)
+    breakers = {"postgresql": breaker("PostgreSQL"), "cache": breaker("Redis")}
+    reader = SheetReader(near, cache, load, breakers["postgresql"], breakers["cache"], now_ms)
     # A short wait: the feed's own loop tries again, and must be back soon after an outage.
-    feed = InvalidationFeed(make_async_redis(where.cache, FEED_TIMEOUT_S, reconnects=False), reader, monotonic_ms)
+    feed_client = make_async_redis(where.cache, FEED_TIMEOUT_S, reconnects=False)
+    feed = InvalidationFeed(feed_client, reader, monotonic_ms)
     return ApiResources(
         settings=settings,
         store=store,
@@ -166,6 +185,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
         rule_changes=RuleChanges(store, publisher, current_traceparent),
         feed=feed,
         hot_names=HotNames(cache_client, reader, feed.heard),
+        gauges=ProcessGauges({"cache": cache_client, "broker": events_client, "feed": feed_client}, breakers),
     )
 
 

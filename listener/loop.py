@@ -24,6 +24,7 @@ from app.observability.tracing import consumer_span
 from app.services.ports import BreakerState
 from app.services.recalculation import hint_abandoned
 from app.services.retention import forget_old
+from listener.gauges import measure
 from listener.scopes import CATALOGUE, scope_of
 
 _logger = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Loop:
             Chore(lambda: self._log.beat(consumer), UPKEEP_INTERVAL_S),
             Chore(self._look_at_inboxes, LOOK_INTERVAL_S),
             Chore(self._look_at_boundaries, LOOK_INTERVAL_S),
+            Chore(lambda: measure(resources), LOOK_INTERVAL_S),
             Chore(self._reclaim, self._settings.reclaim_idle_s / 3),
             Chore(self._send_outbox, UPKEEP_INTERVAL_S),
             Chore(self._restart_tasks, UPKEEP_INTERVAL_S),
@@ -61,6 +63,7 @@ class Loop:
         while not self._stopping.is_set():
             try:
                 self._log.ensure_group()
+                self._resources.accounts.begin()
                 while not self._stopping.is_set():
                     self._turn()
             except (Unavailable, redis.ResponseError) as error:
@@ -138,11 +141,6 @@ class Loop:
         if self._resources.queue.is_short():
             for scope in self._resources.locks.idle(list(waiting)):
                 self._resources.queue.apply_events(scope)
-        backlog = self._log.backlog()
-        metrics.event_backlog.labels("unread").set(backlog.unread)
-        metrics.event_backlog.labels("pending").set(backlog.pending)
-        metrics.oldest_event_age.set(backlog.oldest_s)
-        metrics.dead_letters.set(self._log.dead_letters())
 
     def _look_at_boundaries(self) -> float:
         """Hint where a promotion began or ended; when to look again."""
@@ -163,7 +161,8 @@ class Loop:
             unsent = tx.events.outbox(self._settings.read_count)
             for event in [decode_event(event) for _, event in unsent]:
                 with consumer_span("take from outbox", [event.traceparent], {"messaging.system": "postgresql"}):
-                    self._resources.publisher.publish(event)
+                    _, new = self._resources.publisher.publish(event)
+                metrics.events_published.labels(event.type.value, "rules").inc(new)
             tx.events.drop_outbox([event_id for event_id, _ in unsent])
 
     def _restart_tasks(self) -> None:

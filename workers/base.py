@@ -87,6 +87,7 @@ class PricingTask(Task):
             finally:
                 seconds = time.perf_counter() - started
                 metrics.task_duration.labels(self.name, outcome).observe(seconds)
+                resources().count_connections()
                 _logger.info("task", task=self.name, outcome=outcome, ms=round(seconds * 1000, 3))
 
     def _try_stores(self) -> None:

@@ -3,10 +3,14 @@
 Each is a hint that something is to be done, under the lock of its scope. Losing one loses nothing.
 """
 
+from collections import Counter
+from collections.abc import Mapping
+
 import structlog
 from celery import Celery
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, RECALCULATING
+from app.domain.positions import accepted_at_ms
 from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, RECALCULATE, REPRICE_DUE
 from app.bootstrap import Resources, now_ms
 from app.domain.events import Event, decode_event
@@ -51,7 +55,10 @@ def _apply_batch(held: Held, deps: Resources) -> bool:
         "messaging.batch.message_count": len(batch),
         "pricing.scope": held.scope,
     }
-    with batch_span("apply events", [event.traceparent for event in events.values()], attributes):
+    with (
+        batch_span("apply events", [event.traceparent for event in events.values()], attributes),
+        metrics.event_batch.time(),
+    ):
         delivered = deliver(
             held,
             batch,
@@ -65,7 +72,8 @@ def _apply_batch(held: Held, deps: Resources) -> bool:
             clock=now_ms,
             max_attempts=deps.settings.max_attempts,
         )
-        _report(held.scope, delivered)
+    _report(held.scope, delivered)
+    _count(delivered, events)
     return True
 
 
@@ -86,10 +94,17 @@ def _report(scope: str, delivered: Delivered) -> None:
         _logger.error("events failed", scope=scope, events=delivered.failed, exc_info=delivered.error)
     for letter in delivered.letters:
         _logger.warning("event set aside", stream_id=letter.stream_id, event_id=letter.event_id, reason=letter.reason)
-    metrics.events_processed.labels("applied").inc(delivered.applied)
-    metrics.events_processed.labels("repeated").inc(delivered.repeated)
-    metrics.events_processed.labels("dead").inc(len(delivered.letters))
-    metrics.events_processed.labels("failed").inc(delivered.failed)
+
+
+def _count(delivered: Delivered, events: Mapping[str, Event]) -> None:
+    kinds: Counter[tuple[str, str, str]] = Counter()
+    for stream_id, fate in delivered.fates.items():
+        type_ = events[stream_id].type.value if stream_id in events else "malformed"
+        kinds[type_, "recalculate" if stream_id in delivered.wide else "apply_events", fate] += 1
+    for kind, count in kinds.items():
+        metrics.events_processed.labels(*kind).inc(count)
+    readable = [i for i, fate in delivered.fates.items() if fate == "applied" and i not in delivered.wide]
+    metrics.observe_many(metrics.event_to_price, [max(0.0, now_ms() - accepted_at_ms(i)) / 1000 for i in readable])
     metrics.sheets_stored.labels("event").inc(delivered.sheets)
 
 
@@ -105,8 +120,14 @@ def recalculate(task_id: str, part: int | None = None) -> None:
         batch_rows=deps.settings.recalculation_batch_size,
         part_rows=deps.settings.recalculation_part_size,
         max_attempts=deps.settings.max_attempts,
-        on_batch=lambda _, changed: metrics.sheets_stored.labels("recalculation").inc(changed),
+        on_batch=_count_batch,
     ).work_on(task_id, part)
+
+
+def _count_batch(looked_at: int, changed: int) -> None:
+    metrics.recalculation_sheets.labels("looked_at").inc(looked_at)
+    metrics.recalculation_sheets.labels("changed").inc(changed)
+    metrics.sheets_stored.labels("recalculation").inc(changed)
 
 
 def reprice_due() -> None:

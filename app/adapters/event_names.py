@@ -15,6 +15,11 @@ class Names(NamedTuple):
     dead_letters: str
 
 
+def tally_key(names: Names) -> str:
+    """The hash that counts what has left the stream, by what became of it."""
+    return f"{names.stream}:tally"
+
+
 def seen_key(event_id: str) -> str:
     """The key that remembers an id: its value is the stream id that the event has."""
     return f"event:{event_id}"

@@ -119,10 +119,12 @@ class AsyncPublisher:
         return set(answer[0])
 
     async def publish(self, event: Event) -> tuple[str, bool]:
-        """Publish what was accepted before, whatever the backlog, as part of the current trace; its stream id, and
-        whether it is new."""
+        """Publish the event of a change that was made, whatever the backlog, as part of the current trace; its stream
+        id, and whether it is new."""
         with _publishing(self._names, [event.id]) as traceparent, unavailable_if_down():
-            return _place(await self._publish(**_single(self._names, self._remember_s, event, traceparent)))
+            place = _place(await self._publish(**_single(self._names, self._remember_s, event, traceparent)))
+        metrics.events_published.labels(event.type.value, "rules").inc(place[1])
+        return place
 
     async def known(self, event_id: str) -> bool:
         with unavailable_if_down():

@@ -18,13 +18,13 @@ from typing import Any
 
 import redis
 
-from app.adapters.event_names import Names
+from app.adapters.event_names import Names, tally_key
 from app.adapters.inbox_scripts import FAIL, PUT, PUT_BACK, SETTLE, TAKE
 from app.adapters.locks import fence_key
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.positions import position
 from app.errors import LockLost, Unavailable
-from app.services.ports import DIED, TOGETHER, Failure, Held, Letter, Waiting
+from app.services.ports import DIED, TOGETHER, Failure, Fate, Held, Letter, Waiting
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 
@@ -109,16 +109,22 @@ class Inboxes:
                 arguments += [waiting.stream_id, json.dumps(failure._asdict()), now + _wait_ms(failure.attempts)]
             self._fail(keys=self._keys(held), args=[held.token, *arguments])
 
-    def settle(self, held: Held, done: Collection[str], letters: Sequence[Letter]) -> int:
-        """Acknowledge what was applied, and set aside what cannot be, in one step; how many letters are new."""
-        arguments: list[str | bytes | int] = [self._names.group, json.dumps(list(done))]
+    def settle(self, held: Held, done: Mapping[str, Fate], letters: Sequence[Letter]) -> int:
+        """Acknowledge what was applied, now or before, and set aside what cannot be, in one step, and note it in the
+        tally; how many letters are new."""
+        arguments: list[str | bytes | int] = [self._names.group, json.dumps(done)]
         for letter in letters:
             fields = list(_fields(letter))
             arguments += [letter.stream_id, letter.event_id, len(fields), *fields]
         with _as_holder():
             return int(
                 self._settle(
-                    keys=[*self._keys(held), self._names.dead_letters, f"{self._names.dead_letters}:index"],
+                    keys=[
+                        *self._keys(held),
+                        self._names.dead_letters,
+                        f"{self._names.dead_letters}:index",
+                        tally_key(self._names),
+                    ],
                     args=[held.token, *arguments],
                 )
             )

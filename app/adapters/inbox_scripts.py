@@ -66,17 +66,18 @@ end
 return redis.call('DEL', KEYS[4])
 """
 
-# KEYS: dead letters, index. ARGV: group, done ids as JSON, then per letter: stream id, event id, and the number of its
-# field names and values, which follow. A letter is written before its entry goes: an error between the two, which
-# Redis does not undo, must not lose the entry.
+# KEYS: dead letters, index, tally. ARGV: group, by done id what became of it as JSON, then per letter: stream id, event
+# id, and the number of its field names and values, which follow. A letter is written before its entry goes: an error
+# between the two, which Redis does not undo, must not lose the entry. The tally has what is acknowledged here, once.
 SETTLE = f"""{_HOLDER}
-local function drop(id)
+local tally = {{}}
+local function drop(id, fate)
     redis.call('ZREM', KEYS[2], id)
     redis.call('ZREM', KEYS[3], id)
     redis.call('HDEL', KEYS[5], id)
-    redis.call('XACK', KEYS[6], ARGV[2], id)
+    tally[fate] = (tally[fate] or 0) + redis.call('XACK', KEYS[6], ARGV[2], id)
 end
-for _, id in ipairs(cjson.decode(ARGV[3])) do drop(id) end
+for id, fate in pairs(cjson.decode(ARGV[3])) do drop(id, fate) end
 local i = 4
 local letters = 0
 while i <= #ARGV do
@@ -86,9 +87,10 @@ while i <= #ARGV do
         if ARGV[i + 1] ~= '' then redis.call('HSET', KEYS[8], ARGV[i + 1], letter) end
         letters = letters + 1
     end
-    drop(ARGV[i])
+    drop(ARGV[i], 'dead')
     i = i + 3 + count
 end
+for fate, count in pairs(tally) do redis.call('HINCRBY', KEYS[9], fate, count) end
 redis.call('DEL', KEYS[4])
 return letters
 """

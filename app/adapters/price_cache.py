@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind
 from app.adapters.redis_clients import unavailable_if_down, unavailable_if_refused
 from app.domain.columns import ROW_KEYS, Column, Table
 from app.domain.sheet import EncodedSheet
+from app.observability import metrics
 from app.observability.tracing import step
 from app.services.slots import UNKNOWN, Leased, Name, Slot, place
 
@@ -176,13 +177,13 @@ class AsyncPriceCache:
         """One round trip; answers in the order of `names`."""
         if not names:
             return []
-        with unavailable_if_refused():
+        with metrics.cache_call.labels("get").time(), unavailable_if_refused():
             values: list[Any] = await self._client.mget([slot_key(name) for name in names])
         return [_decode(value) for value in values]
 
     async def lease(self, names: list[Name], token: str, now: int, lease_ms: int, *, early: bool) -> list[Leased]:
         """Ask for the right to fill these slots, from `now` (ms) for `lease_ms`; `early` also where they are fresh."""
-        with unavailable_if_refused():
+        with metrics.cache_call.labels("lease").time(), unavailable_if_refused():
             answers: list[Any] = await self._lease(
                 keys=[slot_key(name) for name in names],
                 args=[now, token, now + lease_ms, lease_ms * 2, int(early)],
@@ -193,7 +194,7 @@ class AsyncPriceCache:
 
     async def fill(self, slots: Mapping[Name, Slot], token: str) -> None:
         """Fill slots whose lease is still `token`'s."""
-        with _put_step(), unavailable_if_refused():
+        with metrics.cache_call.labels("fill").time(), _put_step(), unavailable_if_refused():
             await self._fill(
                 keys=[slot_key(name) for name in slots],
                 args=[
@@ -229,13 +230,12 @@ class PriceCache:
         with _put_step(), unavailable_if_down("cache"):
             absent: list[EncodedSheet] = []
             for chunk in _chunks(sheets):
-                found = self._store(
-                    keys=list(map(_key, chunk)),
-                    args=[
-                        self._lifetimes.stay_ms, token, now + _LEASE_MS, 2 * _LEASE_MS,
-                        *(_encode(self._slot(sheet, now)) for sheet in chunk),
-                    ],
-                )  # fmt: skip
+                args: list[str | bytes | int] = [
+                    self._lifetimes.stay_ms, token, now + _LEASE_MS, 2 * _LEASE_MS,
+                    *(_encode(self._slot(sheet, now)) for sheet in chunk),
+                ]  # fmt: skip
+                with metrics.cache_call.labels("put").time():
+                    found = self._store(keys=list(map(_key, chunk)), args=args)
                 absent += [chunk[nth - 1] for nth in found]
             self._fill_current(absent, now, token)
 

@@ -1,7 +1,7 @@
 """Redis and Valkey clients, and what their errors mean."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import redis
@@ -11,6 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from app.errors import Unavailable
+from app.observability import metrics
 
 # One quick retry hides a connection that the server closed; more would make an outage slow instead of clear.
 _RETRIES = 1
@@ -37,6 +38,14 @@ def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> 
         retry=retry,
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+def count_connections(clients: Mapping[str, redis.Redis | redis.asyncio.Redis]) -> None:
+    """Note how many connections this process has, by what they are for."""
+    for role, client in clients.items():
+        (idle, _), (in_use, _) = client.connection_pool.get_connection_count()
+        metrics.redis_connections.labels(role, "idle").set(idle)
+        metrics.redis_connections.labels(role, "in_use").set(in_use)
 
 
 @contextmanager

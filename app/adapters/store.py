@@ -1,5 +1,6 @@
 """PostgreSQL as one port: a transaction, and in it everything that is written or read together."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from app.adapters.row_scans import RowScans
 from app.adapters.rule_tables import RuleTables
 from app.adapters.sheet_queries import SheetQueries
 from app.adapters.task_tables import TaskTables
+from app.observability import metrics
 from app.observability.tracing import step
 
 
@@ -46,8 +48,16 @@ class Store:
     def transaction(self) -> Iterator[Transaction]:
         """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
         traced = step("postgresql transaction", SpanKind.CLIENT, {"db.system.name": "postgresql"})
-        with traced, unavailable_if_down(), self._engine.begin() as connection:
-            yield Transaction(connection)
+        began, outcome = time.perf_counter(), "failed"
+        try:
+            with traced, unavailable_if_down(), self._engine.begin() as connection:
+                metrics.database_wait.observe(time.perf_counter() - began)
+                self._count_connections()
+                yield Transaction(connection)
+            outcome = "committed"
+        finally:
+            metrics.database_transaction.labels(outcome).observe(time.perf_counter() - began)
+            self._count_connections()
 
     def ping(self) -> None:
         """Raises `Unavailable`."""
@@ -56,3 +66,10 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _count_connections(self) -> None:
+        pool = self._engine.pool
+        assert isinstance(pool, sa.QueuePool)
+        metrics.database_connections.labels("in_use").set(pool.checkedout())
+        metrics.database_connections.labels("idle").set(pool.checkedin())
+        metrics.database_connections_limit.set(pool.size())

@@ -85,6 +85,14 @@ class TaskQueue:
         with unavailable_if_down():
             return int(self._client.llen(queue)) < MANY
 
+    def lengths(self) -> dict[str, int]:
+        """How many tasks wait in each queue."""
+        queues = (EVENTS_QUEUE, JOBS_QUEUE)
+        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
+            for queue in queues:
+                pipeline.llen(queue)
+            return dict(zip(queues, pipeline.execute(), strict=True))
+
     def _hint(self, scope: str, name: str, arguments: Sequence[object], life_s: float = HINT_LIFE_S) -> None:
         if self._locks.hint(scope, life_s):
             self._send(name, arguments)

@@ -12,3 +12,8 @@ def position(stream_id: str) -> int:
 def position_at(ms: int) -> int:
     """The position of something that happened at that instant (ms since 1970) outside the stream."""
     return ms << 20
+
+
+def accepted_at_ms(stream_id: str) -> int:
+    """When an event was accepted, by Redis' clock, in ms since 1970."""
+    return int(stream_id.partition("-")[0])

@@ -77,6 +77,13 @@ quotes = _reading.counter(
     "one known, because nothing newer was to be had; unknown: there is none; unavailable: it could not be read.",
     source=("near_cache", "cache", "database", "stale", "unknown", "unavailable"),
 )
+reader_breaker_open = _reading.gauge(
+    "pricing_reader_breaker_open",
+    "processes",
+    "livesum",
+    "API processes that do not ask a store for prices for the moment, because it failed repeatedly.",
+    store=("postgresql", "cache"),
+)
 near_cache_entries = _reading.gauge(
     "pricing_near_cache_entries", "price sheets", "livesum", "Price sheets at hand in all API processes."
 )
@@ -116,15 +123,61 @@ events_received = _events.counter(
 events_processed = _events.counter(
     "pricing_events_processed_total",
     "entries",
-    "Entries taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (set aside).",
+    "Entries taken from inboxes: applied, repeated (applied before), failed (to be tried again), dead (set aside); by "
+    "what does the work that they ask for, at once or as a recalculation. A process that dies may have counted less "
+    "than it did: the ledger is exact.",
+    type=(*EVENT_TYPES, "malformed"),
+    handler=("apply_events", "recalculate"),
     status=("applied", "repeated", "failed", "dead"),
 )
-event_backlog = _events.gauge(
-    "pricing_event_backlog",
+event_batch = _events.histogram(
+    "pricing_event_batch_seconds", "seconds", LATENCY_S, "Time to apply and acknowledge one batch of an inbox."
+)
+event_to_price = _events.histogram(
+    "pricing_event_to_price_seconds",
+    "seconds",
+    LATENCY_S,
+    "From the acceptance of an event to its new prices being readable, of events applied at once.",
+)
+event_ledger = _events.gauge(
+    "pricing_event_ledger",
+    "events",
+    "livemostrecent",
+    "What became of every event that the stream ever accepted, by Redis' own books: accepted is the sum of unread, "
+    "pending (in an inbox), applied, repeated (applied before), dead (set aside), and what was gone before the books.",
+    entry=("accepted", "unread", "pending", "applied", "repeated", "dead", "before"),
+)
+stream_length = _events.gauge(
+    "pricing_stream_length",
     "entries",
     "livemostrecent",
-    "Stream entries that are not applied yet: unread, or pending (in an inbox).",
-    state=("unread", "pending"),
+    "Entries in the stream, with applied ones not yet trimmed.",
+)
+stream_lag = _events.gauge(
+    "pricing_stream_lag",
+    "entries",
+    "livemostrecent",
+    "Stream entries that a consumer group has not read yet.",
+    group=Open("the consumer groups of the stream"),
+)
+stream_pending = _events.gauge(
+    "pricing_stream_pending",
+    "entries",
+    "livemostrecent",
+    "Stream entries that a consumer group has read and not acknowledged.",
+    group=Open("the consumer groups of the stream"),
+)
+backlog_limit = _events.gauge(
+    "pricing_backlog_limit",
+    "entries",
+    "livemostrecent",
+    "Unread and pending entries at which new events are refused (PRICING_MAX_BACKLOG_EVENTS).",
+)
+looked = _events.gauge(
+    "pricing_listener_looked_timestamp_seconds",
+    "seconds",
+    "livemostrecent",
+    "When a listener last saw all of this, in seconds since 1970.",
 )
 oldest_event_age = _events.gauge(
     "pricing_oldest_unapplied_event_age_seconds",
@@ -147,6 +200,15 @@ sheets_stored = _work.counter(
     "price sheets",
     "New versions of price sheets, by what led to them.",
     cause=("event", "recalculation", "boundary"),
+)
+recalculation_sheets = _work.counter(
+    "pricing_recalculation_sheets_total",
+    "price sheets",
+    "Price sheets that recalculations have looked at, and those of them that changed.",
+    outcome=("looked_at", "changed"),
+)
+task_queue_length = _work.gauge(
+    "pricing_task_queue_length", "tasks", "livemostrecent", "Tasks that wait for a worker.", queue=QUEUES
 )
 task_wait = _work.histogram(
     "pricing_task_wait_seconds",
@@ -198,6 +260,47 @@ lock_left_to_holder = _work.counter(
     "requests",
     "Requests that found their lock held, and became another round of its holder, by kind of scope.",
     kind=LOCKS,
+)
+
+_stores = Section("Stores")
+
+database_connections = _stores.gauge(
+    "pricing_database_connections",
+    "connections",
+    "livesum",
+    "Connections to PostgreSQL of all processes.",
+    state=("in_use", "idle"),
+)
+database_connections_limit = _stores.gauge(
+    "pricing_database_connections_limit",
+    "connections",
+    "livesum",
+    "Connections to PostgreSQL that the processes may have together, of those that have asked it anything.",
+)
+database_wait = _stores.histogram(
+    "pricing_database_wait_seconds", "seconds", LATENCY_S, "From wanting a connection to PostgreSQL to having one."
+)
+database_transaction = _stores.histogram(
+    "pricing_database_transaction_seconds",
+    "seconds",
+    LATENCY_S,
+    "Time from wanting a transaction to its end.",
+    outcome=("committed", "failed"),
+)
+redis_connections = _stores.gauge(
+    "pricing_redis_connections",
+    "connections",
+    "livesum",
+    "Connections to Redis of all processes, by what they are for; Celery's own are not among them.",
+    role=("cache", "broker", "stream", "feed"),
+    state=("in_use", "idle"),
+)
+cache_call = _stores.histogram(
+    "pricing_cache_call_seconds",
+    "seconds",
+    LATENCY_S,
+    "Time that Redis takes to answer: readers' get, lease and fill, writers' put of up to 500 price sheets.",
+    call=("get", "lease", "fill", "put"),
 )
 
 

@@ -54,9 +54,11 @@ class Refused(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """`new` counts events that were not processed before, `sheets` the prices that changed."""
+    """By stream id, entries whose event was not processed before (`new`), and those for which a recalculation goes on
+    (`wide`); how many prices changed here."""
 
-    new: int
+    new: set[str]
+    wide: set[str]
     sheets: int
     refused: list[Refused]
 
@@ -126,7 +128,12 @@ def apply_events(
     cache.put(cached)
     for task_id in effects.tasks:
         queue.recalculate(task_id)
-    return Applied(len(new), len(sheets), _with_duplicates(refused, items, batch))
+    return Applied(
+        new={item.stream_id for item in items if item.event.id in new},
+        wide={item.stream_id for item in items if item.event.id in effects.tasks},
+        sheets=len(sheets),
+        refused=_with_duplicates(refused, items, batch),
+    )
 
 
 def _first_of_each(batch: Iterable[Positioned]) -> list[Positioned]:

@@ -1,6 +1,6 @@
 """What becomes of a batch from an inbox: applied and settled, tried again later, or set aside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from app.services.ports import (
     BreakerState,
     Clock,
     Failure,
+    Fate,
     Held,
     Inboxes,
     Letter,
@@ -32,16 +33,30 @@ _ALONE = len(TOGETHER) + 1
 
 
 class Delivered(NamedTuple):
-    """What became of a batch, in entries: `applied` for the first time, `repeated` (applied before), set aside as
-    `letters`, or `failed` and to be tried again, because of `error` where that was unforeseen. `sheets` are the prices
-    that changed."""
+    """What became of a batch. By stream id, the `fates` of its entries: applied for the first time, repeated (applied
+    before), dead (set aside as one of `letters`), or failed and to be tried again, because of `error` where that was
+    unforeseen; `wide` are those for which a recalculation goes on. `sheets` are the prices that changed."""
 
-    applied: int
-    repeated: int
+    fates: Mapping[str, Fate]
     letters: Sequence[Letter]
-    failed: int
-    sheets: int
-    error: Exception | None
+    wide: Set[str] = frozenset()
+    sheets: int = 0
+    error: Exception | None = None
+
+    @property
+    def applied(self) -> int:
+        return self._count("applied")
+
+    @property
+    def repeated(self) -> int:
+        return self._count("repeated")
+
+    @property
+    def failed(self) -> int:
+        return self._count("failed")
+
+    def _count(self, fate: Fate) -> int:
+        return list(self.fates.values()).count(fate)
 
 
 def deliver(
@@ -82,9 +97,13 @@ def deliver(
             bad += [
                 _Setback(w, f"{max_attempts} attempts failed", told, _was_last(w, batch, max_attempts)) for w in sound
             ]
-            return _settle(held, [], bad, state, events, inboxes, clock)._replace(error=error)
+            return _settle(held, {}, bad, state, events, inboxes, clock)._replace(error=error)
         refused = {refusal.stream_id: refusal.reason for refusal in applied.refused}
-        done = [w.stream_id for w in sound if w.stream_id not in refused]
+        done: dict[str, Fate] = {
+            w.stream_id: "applied" if w.stream_id in applied.new else "repeated"
+            for w in sound
+            if w.stream_id not in refused
+        }
         bad += _refusals([w for w in sound if w.stream_id in refused], refused, batch, inboxes)
         final = [setback.reason for setback in bad if setback.final]
         state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=final[0] if final else "")
@@ -93,7 +112,7 @@ def deliver(
         with suppress(Unavailable):
             inboxes.put_back(held)
         raise
-    return settled._replace(applied=applied.new, repeated=len(done) - applied.new, sheets=applied.sheets)
+    return settled._replace(wide=applied.wide, sheets=applied.sheets)
 
 
 def _positioned(waiting: Waiting, event: Event) -> Positioned:
@@ -137,7 +156,7 @@ def _refusals(
 
 def _settle(
     held: Held,
-    done: Sequence[str],
+    done: Mapping[str, Fate],
     bad: Sequence[_Setback],
     state: BreakerState,
     events: Mapping[str, Event],
@@ -152,7 +171,9 @@ def _settle(
     if failed:
         inboxes.fail(held, failed)
     inboxes.settle(held, done, letters)
-    return Delivered(0, 0, letters, len(failed), 0, None)
+    fates: dict[str, Fate] = {waiting.stream_id: "failed" for waiting, _ in failed}
+    fates |= {letter.stream_id: "dead" for letter in letters}
+    return Delivered({**done, **fates}, letters)
 
 
 def _letter(setback: _Setback, event: Event | None, now: int) -> Letter:

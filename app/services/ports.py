@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from app.domain.columns import Column, RowKey, Rules, Table
 from app.domain.money import Currency
@@ -174,6 +174,10 @@ class Waiting(NamedTuple):
     failure: Failure | None
 
 
+Fate = Literal["applied", "repeated", "failed", "dead"]
+"""What became of an entry: applied for the first time, applied before, to be tried again, or set aside."""
+
+
 class Letter(NamedTuple):
     """A dead letter: an entry that nobody could apply. `event_id` and `trace_id` (hex) are empty where unknown."""
 
@@ -207,7 +211,7 @@ class Breakers(Protocol):
 class Inboxes(Protocol):
     def put_back(self, held: "Held") -> None: ...
     def fail(self, held: "Held", failed: Sequence[tuple[Waiting, str]]) -> None: ...
-    def settle(self, held: "Held", done: Collection[str], letters: Sequence[Letter]) -> int: ...
+    def settle(self, held: "Held", done: Mapping[str, Fate], letters: Sequence[Letter]) -> int: ...
     def oldest_pending(self, but: Collection[str]) -> int | None: ...
 
 

@@ -180,7 +180,8 @@ def removal(event_id: str, policy_id: str) -> Event:
 def test_a_batch_is_applied_cached_and_acknowledged(service: Service) -> None:
     service.receive(price("a", 1), price("b", 2), price("c", 3, "P-2"))
     (delivered,) = service.turn()
-    assert delivered[:5] == (3, 0, [], 0, 2)
+    assert (delivered.applied, delivered.repeated, delivered.letters, delivered.failed) == (3, 0, [], 0)
+    assert delivered.sheets == 2
     assert service.cache.prices == {("P-1", "NY"): 200, ("P-2", "NY"): 300}
     assert (service.pending(), service.inboxes.waiting(), service.letters()) == ([], {}, [])
     assert service.breakers.tallies()[APPLYING][:3] == (BreakerState.CLOSED, 3, 0)

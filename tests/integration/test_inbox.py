@@ -16,7 +16,7 @@ from app.adapters.locks import fence_key
 from app.adapters.redis_clients import make_redis
 from app.domain.positions import position
 from app.errors import LockLost
-from app.services.ports import DIED, Failure, Letter, Waiting
+from app.services.ports import DIED, Failure, Fate, Letter, Waiting
 from tests.support.lossy import LossyClient
 from tests.support.proxy import proxy_to
 
@@ -77,6 +77,10 @@ def ids(batch: Sequence[Waiting]) -> list[str]:
     return [waiting.stream_id for waiting in batch]
 
 
+def applied(stream_ids: Sequence[str]) -> dict[str, Fate]:
+    return dict.fromkeys(stream_ids, "applied")
+
+
 def each(batch: Sequence[Waiting], error: str = "boom") -> list[tuple[Waiting, str]]:
     return [(waiting, error) for waiting in batch]
 
@@ -107,7 +111,7 @@ def test_entries_are_taken_in_the_order_of_the_stream_however_they_came(
     batch = inboxes.take(holder, 3)
     assert ids(batch) == [first, second, third]
     assert [(w.event, w.position, w.failure) for w in batch[:1]] == [(b"0", position(first), None)]
-    inboxes.settle(holder, ids(batch), [])
+    inboxes.settle(holder, applied(ids(batch)), [])
     assert ids(inboxes.take(holder, 3)) == [fourth]
 
 
@@ -125,7 +129,7 @@ def test_putting_in_again_changes_nothing(inboxes: Inboxes, arrive: Arrive, hold
     holder = hold()
     batch = inboxes.take(holder, 2)
     inboxes.fail(holder, each(batch[:1]))
-    inboxes.settle(holder, [done], [])
+    inboxes.settle(holder, applied([done]), [])
     assert inboxes.put({"a": [suspect, done, fresh, fresh]}) == {"a": 1}
     assert ids(inboxes.take(holder, 10)) == [fresh], "the suspect's time has not come, and the other is acknowledged"
     assert valkey.zcard("suspects:a") == 1
@@ -160,7 +164,7 @@ def test_what_a_dead_holder_had_in_hand_has_failed_and_the_rest_has_not(
     assert [w.failure for w in batch] == [None] * 3
     assert fall_due(valkey) == 2
     inboxes.put_back(holder := hold())
-    inboxes.settle(holder, arrived[2:], [])
+    inboxes.settle(holder, applied(arrived[2:]), [])
     suspects = inboxes.take(holder, 10)
     assert ids(suspects) == arrived[:2]
     assert {(w.failure.attempts, w.failure.first_error, w.failure.last_error) for w in suspects if w.failure} == {
@@ -171,8 +175,8 @@ def test_what_a_dead_holder_had_in_hand_has_failed_and_the_rest_has_not(
 @pytest.mark.parametrize(
     "end",
     [
-        lambda inboxes, holder, batch: inboxes.settle(holder, ids(batch), []),
-        lambda inboxes, holder, batch: inboxes.settle(holder, [], [letter(one) for one in ids(batch)]),
+        lambda inboxes, holder, batch: inboxes.settle(holder, applied(ids(batch)), []),
+        lambda inboxes, holder, batch: inboxes.settle(holder, {}, [letter(one) for one in ids(batch)]),
         lambda inboxes, holder, batch: inboxes.fail(holder, each(batch)),
         lambda inboxes, holder, batch: inboxes.put_back(holder),
     ],
@@ -246,7 +250,7 @@ def test_neither_suspects_nor_fresh_entries_keep_the_others_waiting(
     fall_due(valkey, arrived_at - 1)
     inboxes.put_back(holder)
     assert ids(inboxes.take(holder, 10)) == [suspect]
-    inboxes.settle(holder, [suspect], [])
+    inboxes.settle(holder, applied([suspect]), [])
     assert ids(inboxes.take(holder, 10)) == fresh
 
 
@@ -281,7 +285,7 @@ def test_a_failure_keeps_the_first_error_and_the_last_and_is_forgotten_with_its_
     assert began <= noted["first_failed_at"] <= noted["last_failed_at"] <= began + 60_000
     (waiting,) = inboxes.take(holder, 10)
     assert waiting.failure == Failure(**noted)
-    inboxes.settle(holder, [arrived], [])
+    inboxes.settle(holder, applied([arrived]), [])
     assert valkey.exists("s:failures", "suspects:a", "trying:a", "inbox:a") == 0
 
 
@@ -313,9 +317,9 @@ def test_a_letter_is_written_once_with_all_that_is_known(
     dead, done = arrive(2)
     holder = hold()
     inboxes.take(holder, 10)
-    assert inboxes.settle(holder, [done], [letter(dead)]) == 1
+    assert inboxes.settle(holder, applied([done]), [letter(dead)]) == 1
     assert pending(valkey) == []
-    assert inboxes.settle(holder, [done], [letter(dead)]) == 0
+    assert inboxes.settle(holder, applied([done]), [letter(dead)]) == 0
     ((letter_id, fields),) = valkey.xrange("d")
     assert {name.decode(): value.decode() for name, value in fields.items()} == {
         "event": "raw", "stream_id": dead, "event_id": "e", "reason": "hopeless", "attempts": "1",
@@ -329,7 +333,7 @@ def test_a_letter_without_an_event_id_is_in_no_index(
     inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis
 ) -> None:
     (dead,) = arrive(1)
-    assert inboxes.settle(hold(), [], [letter(dead, event_id="")]) == 1
+    assert inboxes.settle(hold(), {}, [letter(dead, event_id="")]) == 1
     assert valkey.exists("d:index") == 0
 
 
@@ -338,7 +342,7 @@ def test_an_entry_that_somebody_acknowledged_by_hand_is_no_dead_letter(
 ) -> None:
     (arrived,) = arrive(1)
     valkey.xack("s", "g", arrived)
-    assert inboxes.settle(holder := hold(), [], [letter(arrived)]) == 0
+    assert inboxes.settle(holder := hold(), {}, [letter(arrived)]) == 0
     assert (valkey.xlen("d"), inboxes.take(holder, 10)) == (0, [])
 
 
@@ -349,7 +353,7 @@ def test_an_entry_that_was_deleted_by_hand_comes_empty_and_can_be_set_aside(
     valkey.xdel("s", deleted)
     holder = hold()
     assert [(w.stream_id, w.event) for w in inboxes.take(holder, 10)] == [(deleted, b""), (kept, b"1")]
-    assert inboxes.settle(holder, [kept], [letter(deleted, "")]) == 1
+    assert inboxes.settle(holder, applied([kept]), [letter(deleted, "")]) == 1
     assert (pending(valkey), inboxes.waiting()) == ([], {})
 
 
@@ -360,7 +364,7 @@ def test_inboxes_can_be_worked_off_when_the_stream_is_gone(
     valkey.delete("s")
     holder = hold()
     assert [w.event for w in inboxes.take(holder, 10)] == [b"", b""]
-    assert inboxes.settle(holder, arrived[:1], [letter(arrived[1])]) == 0
+    assert inboxes.settle(holder, applied(arrived[:1]), [letter(arrived[1])]) == 0
     assert inboxes.waiting() == {}
 
 
@@ -371,7 +375,7 @@ def test_an_entry_is_not_lost_where_its_letter_cannot_be_written(
     valkey.set("d", "not a stream")
     holder = hold()
     with pytest.raises(redis.ResponseError):
-        inboxes.settle(holder, [], [letter(arrived)])
+        inboxes.settle(holder, {}, [letter(arrived)])
     assert pending(valkey) == [arrived]
     assert ids(inboxes.take(holder, 10)) == [arrived]
 
@@ -383,7 +387,7 @@ def test_five_hundred_letters_are_settled_at_once(
     holder = hold()
     assert ids(inboxes.take(holder, 1000)) == arrived
     letters = [letter(one, event_id=one) for one in arrived[::2]]
-    assert inboxes.settle(holder, arrived[1::2], letters) == 500
+    assert inboxes.settle(holder, applied(arrived[1::2]), letters) == 500
     assert (valkey.xlen("d"), valkey.hlen("d:index"), pending(valkey), inboxes.waiting()) == (500, 500, [], {})
 
 
@@ -401,8 +405,8 @@ def test_whoever_has_lost_the_lock_changes_nothing(
     for act in (
         lambda: inboxes.take(late, 10),
         lambda: inboxes.fail(late, each(batch)),
-        lambda: inboxes.settle(late, arrived, []),
-        lambda: inboxes.settle(late, [], [letter(arrived[0])]),
+        lambda: inboxes.settle(late, applied(arrived), []),
+        lambda: inboxes.settle(late, {}, [letter(arrived[0])]),
     ):
         with pytest.raises(LockLost):
             act()
@@ -427,7 +431,7 @@ def lossy(valkey_url: str, inboxes: Inboxes, hold: Hold) -> Iterator[LossyClient
     """A client that can lose answers, on a server that knows every script already."""
     inboxes.take(holder := hold("x"), 1)
     inboxes.fail(holder, [])
-    inboxes.settle(holder, [], [])
+    inboxes.settle(holder, {}, [])
     inboxes.put_back(holder)
     inboxes.put({"x": []})
     lossy = LossyClient(valkey_url)
@@ -455,7 +459,7 @@ def test_an_answer_that_was_lost_does_no_harm(
     assert json.loads(valkey.hget("s:failures", failed) or "")["attempts"] == 1
     assert valkey.zcard("suspects:a") == 1
     with lossy.losing():
-        inboxes.settle(holder, [done], [letter(dead)])
+        inboxes.settle(holder, applied([done]), [letter(dead)])
     assert valkey.xlen("d") == 1
     assert (pending(valkey), valkey.zcard("inbox:a")) == ([failed], 0)
 

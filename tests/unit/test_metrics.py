@@ -101,9 +101,9 @@ def test_every_metric_is_counted_somewhere() -> None:
 def test_every_label_that_is_written_out_has_a_value_of_its_list() -> None:
     checked = 0
     for place, attribute, arguments in uses():
-        for argument, label in zip(
-            arguments, BY_ATTRIBUTE[attribute].labels.values() if arguments else (), strict=True
-        ):
+        if not arguments or any(isinstance(argument, ast.Starred) for argument in arguments):
+            continue
+        for argument, label in zip(arguments, BY_ATTRIBUTE[attribute].labels.values(), strict=True):
             if isinstance(argument, ast.Constant) and not isinstance(label, Open):
                 assert argument.value in label, place
                 checked += 1
