@@ -10,10 +10,10 @@ import structlog
 from celery import Celery
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, RECALCULATING
-from app.domain.positions import accepted_at_ms
 from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, RECALCULATE, REPRICE_DUE
 from app.bootstrap import Resources, now_ms
 from app.domain.events import Event, decode_event
+from app.domain.positions import accepted_at_ms
 from app.errors import MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span

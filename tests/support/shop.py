@@ -14,7 +14,7 @@ import redis
 
 from tests.support.otlp import Collector
 from tests.support.stores import temporary_data
-from tests.support.system import System
+from tests.support.system import System, free_port
 from tests.support.waiting import eventually
 
 LOCATIONS = {
@@ -30,6 +30,9 @@ IMPATIENT = {"PRICING_RECLAIM_IDLE_S": "2", "PRICING_LOCK_TTL_S": "2"}
 
 class Shop:
     """`http` asks the API, `redis` and `sql` look behind it. Every test makes products of its own."""
+
+    metrics_port: int
+    """Where Prometheus finds the metrics."""
 
     def __init__(self, system: System) -> None:
         self.system = system
@@ -185,11 +188,17 @@ def prices(versions: Sequence[Mapping[str, Any]]) -> list[str]:
 @pytest.fixture(scope="session")
 def shop(collector: Collector) -> Iterator[Shop]:
     """One system for all tests of prices, rules, events, deaths and traces; its spans go to `collector`."""
-    env = IMPATIENT | {"PRICING_OTLP_ENDPOINT": collector.url, "PRICING_TRACE_SAMPLE_RATIO": "0"}
+    metrics_port = free_port()
+    env = IMPATIENT | {
+        "PRICING_OTLP_ENDPOINT": collector.url,
+        "PRICING_TRACE_SAMPLE_RATIO": "0",
+        "PRICING_METRICS_PORT": str(metrics_port),
+    }
     with temporary_data("pricing-shop-") as data:
         system = System(data, "--catalog", "none", env=env)
         try:
             shop = Shop(system.wait_until_ready())
+            shop.metrics_port = metrics_port
             yield shop
             shop.close()
         finally:
