@@ -11,6 +11,7 @@ import redis
 
 from app.adapters.breakers import Breakers
 from app.adapters.database import make_engine
+from app.adapters.dead_letters import DeadLetters
 from app.adapters.event_accounts import EventAccounts
 from app.adapters.event_channel import EventChannel
 from app.adapters.event_log import EventLog
@@ -86,6 +87,7 @@ class ApiResources:
     near: NearCache
     reader: SheetReader
     rule_changes: RuleChanges
+    dead_letters: DeadLetters
     feed: InvalidationFeed
     hot_names: HotNames
     gauges: ProcessGauges
@@ -111,6 +113,7 @@ class ApiResources:
         await self.feed.stop()
         await self.cache.close()
         await self.publisher.close()
+        self.dead_letters.close()
         self.store.close()
 
 
@@ -183,10 +186,23 @@ def open_api_resources(settings: Settings) -> ApiResources:
         near=near,
         reader=reader,
         rule_changes=RuleChanges(store, publisher, current_traceparent),
+        dead_letters=open_dead_letters(settings),
         feed=feed,
         hot_names=HotNames(cache_client, reader, feed.heard),
         gauges=ProcessGauges({"cache": cache_client, "broker": events_client, "feed": feed_client}, breakers),
     )
+
+
+def open_dead_letters(settings: Settings) -> DeadLetters:
+    """The dead letters alone, for who has nothing else to do. Raises `InvalidInput` where the address is missing."""
+    if settings.events_url is None:
+        raise InvalidInput("set PRICING_BROKER_URL or PRICING_CACHE_URL, or start everything with `pricing up`")
+    client = make_redis(settings.events_url.get_secret_value(), settings.store_timeout_s)
+    return DeadLetters(client, _names(settings), settings.idempotency_ttl_s, settings.replays_per_s)
+
+
+def _names(settings: Settings) -> Names:
+    return Names(settings.event_stream, settings.event_channel, settings.event_group, settings.dead_letter_stream)
 
 
 def _addresses(settings: Settings) -> _Addresses:
@@ -199,7 +215,7 @@ def _addresses(settings: Settings) -> _Addresses:
         database.get_secret_value(),
         cache.get_secret_value(),
         events.get_secret_value(),
-        Names(settings.event_stream, settings.event_channel, settings.event_group, settings.dead_letter_stream),
+        _names(settings),
         lifetimes(settings),
     )
 

@@ -11,6 +11,7 @@ import typer
 
 from app.commands import fail, load_settings
 from app.commands.breakers import breakers
+from app.commands.dlq import dlq
 from app.commands.import_catalog import import_catalog
 from app.commands.replay import replay
 from app.commands.tasks import tasks
@@ -19,6 +20,7 @@ app = typer.Typer(
     help="Answers what a product costs, here, now, for this customer.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -103,6 +105,7 @@ app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)
 app.add_typer(tasks, name="tasks")
+app.add_typer(dlq, name="dlq")
 
 cache = typer.Typer(help="The shared cache of prices.", no_args_is_help=True)
 app.add_typer(cache, name="cache")

@@ -6,9 +6,11 @@
     │   └── MalformedEvent      a message that can never be applied
     ├── Unavailable           something we need is away; retry later
     ├── Overloaded            we are full; retry later
+    │   └── RateLimited         too often; retry later
     └── Conflict              somebody else was first
         ├── AlreadyExists       a rule with this id is there
         ├── TaskEnded           too late to cancel or resume it
+        ├── NotReplayable       a dead letter that holds no event
         └── LockLost            the lock that guarded this run is gone
 
 What each means to the three who read it:
@@ -84,6 +86,10 @@ class Overloaded(PricingError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    code = "rate_limited"
+
+
 class Conflict(PricingError):
     code = "conflict"
 
@@ -94,6 +100,10 @@ class AlreadyExists(Conflict):
 
 class TaskEnded(Conflict):
     code = "task_ended"
+
+
+class NotReplayable(Conflict):
+    code = "not_replayable"
 
 
 class LockLost(Conflict):

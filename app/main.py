@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.api import events, health, policies, prices, problems, promotions, tasks
+from app.api import dead_letters, events, health, policies, prices, problems, promotions, tasks
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from app.api.quick import QuickWay
 from app.bootstrap import ApiResources, open_api_resources
@@ -60,7 +60,7 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    routers = [module.router for module in (prices, events, tasks, policies, promotions, health)]
+    routers = [module.router for module in (prices, events, dead_letters, tasks, policies, promotions, health)]
     for router in routers:
         api.include_router(router)
     problems.install(api, [route for router in routers for route in router.routes])

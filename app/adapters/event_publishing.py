@@ -126,9 +126,14 @@ class AsyncPublisher:
         metrics.events_published.labels(event.type.value, "rules").inc(place[1])
         return place
 
-    async def known(self, event_id: str) -> bool:
+    async def place(self, event_id: str) -> str | None:
+        """The stream id of an event, as long as it is remembered."""
         with unavailable_if_down():
-            return bool(await self._client.exists(seen_key(event_id)))
+            stream_id: Any = await self._client.get(seen_key(event_id))
+        return None if stream_id is None else stream_id.decode()
+
+    async def known(self, event_id: str) -> bool:
+        return await self.place(event_id) is not None
 
     async def ping(self) -> None:
         with unavailable_if_down():

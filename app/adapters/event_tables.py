@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -38,6 +38,11 @@ class EventTables:
     def processed(self, event_id: str) -> bool:
         select = sa.select(sa.exists().where(processed_events.c.event_id == event_id))
         return bool(self._connection.execute(select).scalar_one())
+
+    def processed_at(self, event_id: str) -> datetime | None:
+        select = sa.select(processed_events.c.processed_at).where(processed_events.c.event_id == event_id)
+        found: datetime | None = self._connection.execute(select).scalar_one_or_none()
+        return found
 
     def note_scopes(self, event_id: str, scopes: Sequence[RowScope]) -> None:
         """Which rows a claimed event concerned, where that was not known before: a repeat has to cache them again,

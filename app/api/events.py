@@ -5,6 +5,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Body, Header, Request, Response
 
 from app.adapters.event_publishing import MAX_EVENTS, Encoded
@@ -13,12 +14,14 @@ from app.api.bodies import JSON, NDJSON
 from app.api.deps import Deps
 from app.api.event_batches import UPLOAD_S, encoded, event_id_from, read_batch
 from app.api.problems import documented
-from app.api.schemas import MarketEvent, PublishedAnswer, PublishedManyAnswer, TaskAccepted
+from app.api.schemas import EventStatus, MarketEvent, PublishedAnswer, PublishedManyAnswer, TaskAccepted
 from app.bootstrap import ApiResources
 from app.domain.events import EventType
+from app.domain.rules import Id
 from app.errors import Overloaded
 from app.observability import metrics
 from app.observability.tracing import current_trace_id
+from app.services.event_status import status_of
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
 
@@ -136,6 +139,17 @@ async def recalculate(deps: Deps, idempotency_key: IdempotencyKey = None) -> Res
     """Look at every price sheet again in the background; GET /tasks/{task_id} shows the progress."""
     event_id = await _publish_one(MarketEvent(type=EventType.RECALCULATE), idempotency_key, deps)
     return answer({"task_id": event_id}, 202, {"Location": f"/api/v1/tasks/{event_id}"})
+
+
+@router.get(
+    "/events/{event_id}", response_model=EventStatus, responses=documented(404, 503), summary="What became of an event"
+)
+async def get_event(event_id: Id, deps: Deps) -> Response:
+    """Accepted: it waits. Applied: its effect is committed, or has become a task. Dead: nobody could apply it, and
+    `dead_letter` says why. 404: it was never accepted, or is forgotten: what waits is remembered for
+    PRICING_IDEMPOTENCY_TTL_S, what was applied for PRICING_RETENTION_DAYS."""
+    place = await deps.publisher.place(event_id)
+    return answer(await anyio.to_thread.run_sync(status_of, event_id, place, deps.dead_letters, deps.store))
 
 
 async def _publish_one(given: MarketEvent, idempotency_key: str | None, deps: ApiResources) -> str:

@@ -12,7 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from app.api.answers import answer
-from app.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Overloaded, PricingError, Unavailable
+from app.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PricingError,
+    RateLimited,
+    Unavailable,
+)
 from app.observability.tracing import current_trace_id
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,6 +67,7 @@ _STATUS: list[tuple[type[PricingError], int]] = [
     (NotFound, 404),
     (InvalidInput, 422),
     (Unavailable, 503),
+    (RateLimited, 429),
     (Overloaded, 503),
     (AlreadyExists, 409),
     (Conflict, 409),
@@ -81,6 +91,7 @@ _DESCRIPTIONS = {
     413: "The body is larger than the service reads.",
     415: "The body is of another media type than the service reads.",
     422: "The request is not valid; `errors` says where.",
+    429: "This was done often enough for now; try again after Retry-After seconds.",
     503: "A store is away (`unavailable`) or too much waits (`overloaded`); try again after Retry-After seconds.",
 }
 
@@ -94,8 +105,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in sorted({*statuses, 413, 422})
     }
-    if 503 in responses:
-        responses[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    for status in {429, 503} & responses.keys():
+        responses[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return responses
 
 

@@ -1,19 +1,20 @@
 """What requests and answers look like: the published contract."""
 
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem
 from app.domain.columns import Segment
-from app.domain.events import Envelope
+from app.domain.events import Envelope, EventType
 from app.domain.quote import MAX_ITEMS, MAX_QUANTITY
 from app.domain.rules import Id, Money, Policy, Promotion
 from app.domain.task import Task
 from app.services.quoting import QuoteRequest
 
 Amount = Annotated[float, Field(description="Money, with exactly the currency's decimals.")]
+LetterId = Annotated[str, Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
 Quantity = Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
 
 
@@ -247,6 +248,96 @@ class PublishedManyAnswer(BaseModel):
     duplicates: int = Field(description="Events whose ids were known: published before, by a try of this request too.")
     event_ids: list[str] = Field(description="The id of each event, in the order of the request.")
     trace_id: str
+
+
+class DeadLetterSummary(BaseModel):
+    """An event that nobody could apply. What is not known is null."""
+
+    letter_id: str
+    dead_since: datetime
+    event_id: str | None
+    type: EventType | None
+    subject: str | None
+    location: str | None
+    replayable: bool = Field(description="False for a message that is no event.")
+    reason: str
+    attempts: int = Field(description="How often it was tried.")
+    first_error: str | None
+    first_failed_at: datetime | None
+    last_error: str | None
+    last_failed_at: datetime | None
+    trace_id: str | None = Field(description="Of the trace that the event belongs to.")
+    stream_id: str | None = Field(description="Its place in the stream; null where it never was in it.")
+
+
+class DeadLetter(DeadLetterSummary):
+    event: dict[str, Any] | None = Field(description="The event as it was published.")
+    message: str | None = Field(description="The beginning of a message that is no event.")
+
+
+class DeadLetterPage(BaseModel):
+    items: list[DeadLetterSummary] = Field(description="The newest first.")
+    next_before: str | None = Field(description="Give as `before` for the next page; null on the last.")
+    total: int = Field(description="How many dead letters there are in all.")
+
+
+class ReplayedAnswer(BaseModel):
+    """The event is in the stream again."""
+
+    letter_id: str
+    event_id: str
+    stream_id: str
+
+
+class DeadLetterIds(_Request):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"letter_ids": ["1763781600000-0"]}]})
+
+    letter_ids: list[LetterId] = Field(min_length=1, max_length=1000)
+
+
+class RefusedLetter(BaseModel):
+    letter_id: str
+    reason: str
+
+
+class ReplayedManyAnswer(BaseModel):
+    """What became of each dead letter."""
+
+    replayed: list[ReplayedAnswer]
+    refused: list[RefusedLetter] = Field(description="Those that hold no event.")
+    gone: list[str] = Field(description="Those that are not there: replayed or discarded before.")
+    not_yet: list[str] = Field(description="Those still to be replayed, after Retry-After seconds.")
+
+
+class DiscardedAnswer(BaseModel):
+    discarded: list[str]
+    gone: list[str] = Field(description="Those that are not there: replayed or discarded before.")
+
+
+class EventStatus(BaseModel):
+    """What became of an event: accepted (it waits to be applied), applied, or dead."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "event_id": "stock-4711",
+                    "status": "applied",
+                    "accepted_at": "2026-11-21T09:30:00.120Z",
+                    "applied_at": "2026-11-21T09:30:00.131Z",
+                    "task_id": None,
+                    "dead_letter": None,
+                }
+            ]
+        }
+    )
+
+    event_id: str
+    status: Literal["accepted", "applied", "dead"]
+    accepted_at: datetime | None = Field(description="Null where that is no longer remembered.")
+    applied_at: datetime | None
+    task_id: str | None = Field(description="The recalculation that it became, whose progress GET /tasks tells.")
+    dead_letter: DeadLetterSummary | None = Field(description="Why it was set aside.")
 
 
 class TaskAccepted(BaseModel):

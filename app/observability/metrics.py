@@ -192,6 +192,12 @@ boundary_overdue = _events.gauge(
     "How long ago a promotion began or ended whose prices are still to be recomputed; 0 where there is none.",
 )
 dead_letters = _events.gauge("pricing_dead_letters", "letters", "livemostrecent", "Events that are set aside now.")
+dead_letters_handled = _events.counter(
+    "pricing_dead_letters_handled_total",
+    "letters",
+    "Dead letters that were replayed or discarded over the API; what `pricing dlq` does is not counted.",
+    how=("replayed", "discarded"),
+)
 
 _work = Section("Background work")
 
