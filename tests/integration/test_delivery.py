@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from app.domain.sheet import EncodedSheet, decode_sheet
 from app.errors import LockLost, MalformedEvent, Unavailable
 from app.services.delivery import Delivered, deliver
 from app.services.ports import DIED, BreakerState, Held
-from app.services.repricing import current_versions
 
 NAMES = Names(stream="s", channel="c", group="g", dead_letters="d")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
