@@ -12,6 +12,7 @@ from app.adapters.event_names import Names
 from app.adapters.event_publishing import Publisher
 from app.domain.events import Event, EventType
 from app.domain.positions import position, position_at
+from tests.support.lossy import LossyClient
 from tests.support.waiting import eventually
 
 Publish = Callable[..., str]
@@ -56,6 +57,28 @@ def test_what_was_not_acknowledged_is_reclaimed_and_what_was_is_not(
     assert log.reclaim("alive", idle_s=0, count=10) == []
 
 
+def test_what_a_consumer_has_read_can_be_told_again(log: EventLog, publish: Publish, valkey: redis.Redis) -> None:
+    """It cannot know what it has read where the answer was lost."""
+    ids = [publish() for _ in range(7)]
+    log.read("me", 6)
+    log.read("another", 1)
+    valkey.xack("s", "g", ids[0])
+    valkey.xdel("s", ids[2])
+    pages = list(log.unacknowledged("me", 2))
+    assert [[entry.stream_id for entry in page] for page in pages] == [ids[1:3], ids[3:5], ids[5:6]]
+    assert [entry.event for entry in pages[0]][1] == b"", "deleted by hand"
+    assert list(log.unacknowledged("nobody", 2)) == []
+
+
+def test_reclaiming_goes_through_all_that_is_pending(log: EventLog, publish: Publish) -> None:
+    """Those at the beginning, which wait for workers, are idle for long again and again."""
+    ids = [publish() for _ in range(10)]
+    log.read("dead", 10)
+    reclaimed = [entry.stream_id for _ in range(5) for entry in log.reclaim("alive", idle_s=0, count=2)]
+    assert reclaimed == ids
+    assert [entry.stream_id for entry in log.reclaim("alive", idle_s=0, count=2)] == ids[:2], "and begins again"
+
+
 def test_trimming_drops_what_every_group_is_done_with_and_nothing_else(
     log: EventLog, valkey: redis.Redis, publish: Publish
 ) -> None:
@@ -80,6 +103,13 @@ def test_a_message_is_heard_first_by_one_of_many(valkey: redis.Redis) -> None:
     assert [first for _, first in heard] == [True, False, False]
     assert len({own_id for own_id, _ in heard}) == 1
     assert channel.hear(b"dong", 5)[1]
+
+
+def test_a_message_whose_first_hearing_was_not_answered_is_still_heard_first(valkey_url: str) -> None:
+    lossy = LossyClient(valkey_url)
+    with lossy.losing():
+        assert EventChannel(lossy.client, NAMES).hear(b"ding", 5)[1]
+    lossy.client.close()
 
 
 def test_positions_order_as_stream_ids_do() -> None:

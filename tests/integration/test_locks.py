@@ -11,6 +11,7 @@ from app.adapters.redis_clients import make_redis
 from app.adapters.store import Store
 from app.errors import LockLost, Unavailable
 from app.services.ports import Turn
+from tests.support.lossy import LossyClient
 from tests.support.system import free_port
 from tests.support.waiting import eventually
 
@@ -214,3 +215,18 @@ def test_one_hint_is_on_its_way_until_somebody_asks(locks: Locks, valkey: redis.
 def test_a_redis_that_is_away_is_not_a_lock_that_is_held() -> None:
     with make_redis(f"redis://127.0.0.1:{free_port()}/0", 1) as client, pytest.raises(Unavailable):
         Locks(client, 1).in_rounds("a", nothing, 10)
+
+
+def test_answers_that_are_lost_neither_lose_a_lock_nor_keep_one(valkey_url: str, valkey: redis.Redis) -> None:
+    """Clients ask once more then: the second request finds what the first one did."""
+    lossy = LossyClient(valkey_url)
+    locks = Locks(lossy.client, ttl_s=30)
+    assert locks.in_rounds("a", nothing, 10) is Turn.DONE
+    with lossy.losing():
+        assert locks.in_rounds("a", nothing, 10) is Turn.DONE, "the lock is its own"
+    with lossy.losing(nth=2):
+        assert locks.in_rounds("a", nothing, 10) is Turn.DONE, "it has freed the lock"
+    with lossy.losing():
+        assert locks.hint("a"), "nobody else will queue the task"
+    assert valkey.exists("lock:a") == 0
+    lossy.client.close()

@@ -31,10 +31,13 @@ class LossyClient:
         )
         self.client.ping()
 
+    def has_lost(self) -> bool:
+        return _Connection.lost <= 0
+
     @contextmanager
     def losing(self, nth: int = 1) -> Iterator[None]:
         """Lose the nth answer. Scripts must have been run before: one that the server does not know yet takes more
         answers."""
         _Connection.lost = nth
         yield
-        assert _Connection.lost <= 0, "there were not so many answers"
+        assert self.has_lost(), "there were not so many answers"

@@ -1,0 +1,88 @@
+"""The listener's loop: whatever it has read gets into an inbox, also where it did not hear of it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import pytest
+import redis
+
+from app.adapters.event_log import EventLog
+from app.adapters.event_names import Names
+from app.bootstrap import Resources, open_resources
+from app.domain.events import Event, EventType
+from app.errors import Unavailable
+from app.settings import Settings
+from listener.loop import Loop
+from tests.support.lossy import LossyClient
+from tests.support.waiting import eventually
+
+NAMES = Names("events", "market_events", "repricing", "events:dead")
+Listening = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def lossy(valkey_url: str) -> Iterator[LossyClient]:
+    lossy = LossyClient(valkey_url, repeats=False)
+    yield lossy
+    lossy.client.close()
+
+
+@pytest.fixture
+def resources(database_url: str, valkey_url: str, lossy: LossyClient) -> Iterator[Resources]:
+    settings = Settings(database_url=database_url, cache_url=valkey_url, poll_interval_s=0.02, reclaim_idle_s=600)
+    resources = replace(open_resources(settings), log=EventLog(lossy.client, NAMES))
+    resources.log.ensure_group()
+    yield resources
+    resources.store.close()
+
+
+@pytest.fixture
+def listening(resources: Resources) -> Listening:
+    @contextmanager
+    def run() -> Iterator[None]:
+        stopping, ring = threading.Event(), threading.Event()
+        loop = threading.Thread(target=Loop(resources, "me", ring, stopping).run)
+        loop.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            ring.set()
+            loop.join()
+
+    return run
+
+
+def publish(resources: Resources, event_id: str) -> str:
+    event = Event(id=event_id, type=EventType.RECALCULATE)
+    return resources.publisher.publish(event)[0]
+
+
+def waiting(valkey: redis.Redis) -> set[str]:
+    return {stream_id.decode() for stream_id in valkey.zrange("inbox:catalogue", 0, -1)}
+
+
+def test_what_was_read_unheard_before_it_started_is_in_an_inbox(
+    resources: Resources, lossy: LossyClient, listening: Listening, valkey: redis.Redis
+) -> None:
+    read = publish(resources, "read")
+    with lossy.losing(), pytest.raises(Unavailable):
+        resources.log.read("me", 10)
+    unread = publish(resources, "unread")
+    with listening():
+        eventually(lambda: waiting(valkey) == {read, unread})
+
+
+def test_whichever_answer_is_lost_every_event_gets_into_its_inbox(
+    resources: Resources, lossy: LossyClient, listening: Listening, valkey: redis.Redis
+) -> None:
+    expected = set()
+    with listening():
+        for nth in range(1, 9):
+            with lossy.losing(nth):
+                expected.add(publish(resources, f"event-{nth}"))
+                eventually(lossy.has_lost)
+            eventually(lambda: waiting(valkey) == expected)
+    assert resources.log.backlog().pending == 8

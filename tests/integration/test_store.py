@@ -1,0 +1,73 @@
+"""What PostgreSQL's errors mean, and how long anybody waits for whom."""
+
+import threading
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from app.adapters.database import make_engine
+from app.adapters.store import Store
+from app.errors import Unavailable
+
+
+def lock_row(store: Store, first: str, second: str, turn: threading.Barrier) -> None:
+    with store.transaction() as tx:
+        tx.events.check_fence(first, 1)
+        turn.wait()
+        tx.events.check_fence(second, 1)
+
+
+def test_a_deadlock_is_tried_again_and_is_no_outage(store: Store) -> None:
+    errors: list[Unavailable] = []
+    turn = threading.Barrier(2)
+
+    def work(first: str, second: str) -> None:
+        try:
+            lock_row(store, first, second, turn)
+        except Unavailable as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=names) for names in (("a", "b"), ("b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (error,) = errors
+    assert (error.upstream, "deadlock" in str(error)) == (None, True)
+
+
+def hang(hanging: Store, others: Store) -> None:
+    with hanging.transaction() as tx:
+        tx.events.check_fence("a", 1)
+        with others.transaction() as other:
+            other.events.check_fence("a", 2)  # waits until the hanging one has been ended
+        tx.events.claim({"late": []})
+
+
+def test_a_transaction_whose_process_hangs_is_ended_and_others_get_its_rows(database_url: str) -> None:
+    """The next holder of the scope's lock waits for the fence that the hanging one has written."""
+    hanging, others = Store(make_engine(database_url, idle_s=0.3)), Store(make_engine(database_url))
+    with pytest.raises(Unavailable) as raised:
+        hang(hanging, others)
+    assert raised.value.upstream == "postgresql"
+    with hanging.transaction() as tx:
+        assert not tx.events.processed("late"), "and it has a new connection"
+    hanging.close()
+    others.close()
+
+
+def test_a_server_that_only_reads_is_not_available(store: Store, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = connection.execute("SELECT current_database()").fetchone()
+        assert name is not None
+        connection.execute(f"ALTER DATABASE {name[0]} SET default_transaction_read_only = on".encode())
+    store.close()
+    with pytest.raises(Unavailable) as raised, store.transaction() as tx:
+        tx.events.check_fence("a", 1)
+    assert raised.value.upstream == "postgresql"
+
+
+def test_a_mistake_is_not_taken_for_an_outage(store: Store) -> None:
+    with pytest.raises(sa.exc.ProgrammingError), store.transaction() as tx:
+        tx._connection.execute(sa.text("SELECT nonsense"))
