@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import pathlib
 import signal
 import sys
@@ -36,6 +37,9 @@ class PricingWorker(UvicornWorker):
         "proxy_headers": False,  # nothing asks who the client is
         "server_header": False,
         "timeout_graceful_shutdown": leaving.IN_HAND_S,
+        # uvicorn goes by the time of day: after the clock is set back it would not say that it lives until the time
+        # comes again, and gunicorn would end every worker meanwhile. So it says so each second.
+        "timeout_notify": -math.inf,
     }
 
     async def _serve(self):
