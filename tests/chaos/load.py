@@ -32,17 +32,14 @@ class Client:
 
     def post(self, path: str, body: object) -> tuple[int, bytes]:
         """Status and body. An idle connection that the server has closed meanwhile is no failure: once more then."""
-        reused = self.connection.sock is not None
-        try:
-            return self._post(path, body)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            self.close()
-            if not reused:
-                raise
-            return self._post(path, body)
-        except (OSError, http.client.HTTPException):
-            self.close()
-            raise
+        for reused in (self.connection.sock is not None, False):
+            try:
+                return self._post(path, body)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not (reused and isinstance(error, ConnectionError)):
+                    raise
+        raise AssertionError("a second try is never a third")
 
     def _post(self, path: str, body: object) -> tuple[int, bytes]:
         self.connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
