@@ -10,6 +10,7 @@ Celery's own soft shutdown would wait its whole time out whenever there is a tas
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,7 +55,11 @@ def _leave_at_once(*_: Any) -> None:
 
 @contextmanager
 def last_batch() -> Iterator[None]:
-    """In a child, around a task: SIGTERM does not break the batch in hand off, but ends the process after it."""
+    """In a child, around a task: SIGTERM does not break the batch in hand off, but ends the process after it. A pool of
+    threads has no such children."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     told = False
 
     def leave(*_: Any) -> None:
