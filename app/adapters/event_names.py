@@ -1,13 +1,9 @@
 """What the events' things are called in Redis."""
 
-import re
 from typing import NamedTuple
 
 STREAM_ID_PREFIX = b'{"streamid":'
 """How a message on the channel begins whose event is in the stream already."""
-
-PLACED = re.compile(rb'\{"streamid":"([0-9]{1,19}-[0-9]{1,19})"')
-"""How an event in the stream begins that has been there before, with its first place."""
 
 
 class Names(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 
-from app.adapters.event_names import PLACED, Names, tally_key
+from app.adapters.event_names import Names, tally_key
 from app.adapters.inbox_scripts import FAIL, PUT, PUT_BACK, SETTLE, TAKE
 from app.adapters.locks import fence_key
 from app.adapters.redis_clients import unavailable_if_down
@@ -185,13 +185,7 @@ def _now_ms(client: redis.Redis) -> int:
 
 
 def _waiting(stream_id: str, event: bytes, failure: bytes | None) -> Waiting:
-    return Waiting(stream_id, position(_place(stream_id, event)), event, None if failure is None else _failure(failure))
-
-
-def _place(stream_id: str, event: bytes) -> str:
-    """Its place among the events: of one that was replayed, the first that it had."""
-    replayed = PLACED.match(event)
-    return replayed[1].decode() if replayed else stream_id
+    return Waiting(stream_id, position(stream_id), event, None if failure is None else _failure(failure))
 
 
 def _failure(noted: bytes) -> Failure:

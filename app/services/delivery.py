@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from app.domain.events import Event
+from app.domain.positions import position
 from app.errors import PricingError, Unavailable
 from app.services.applying import Positioned, apply_events
 from app.services.ports import (
@@ -84,7 +85,7 @@ def deliver(
     ]
     unsound = {setback.waiting.stream_id for setback in bad}
     sound = [w for w in batch if w.stream_id not in unsound]
-    positioned = [Positioned(w.stream_id, w.position, events[w.stream_id]) for w in sound]
+    positioned = [_positioned(w, events[w.stream_id]) for w in sound]
     try:
         try:
             applied = apply_events(held, positioned, store=store, cache=cache, queue=queue)
@@ -112,6 +113,11 @@ def deliver(
             inboxes.put_back(held)
         raise
     return settled._replace(wide=applied.wide, sheets=applied.sheets)
+
+
+def _positioned(waiting: Waiting, event: Event) -> Positioned:
+    """What comes again, from the dead letters, keeps the place that it had."""
+    return Positioned(waiting.stream_id, position(event.streamid) if event.streamid else waiting.position, event)
 
 
 class _Setback(NamedTuple):

@@ -162,6 +162,7 @@ EVENTS: Dashboard = {
         Panel("Refused, set aside, dead letters", "none", {
             "refused per s": rate("pricing_events_refused_total"),
             "dead letters": "max(pricing_dead_letters)",
+            "{{how}} per s": rate("pricing_dead_letters_handled_total", "how"),
         }, "Refused: the backlog was full, senders come again.", 12),
     ],
     "Applying": [

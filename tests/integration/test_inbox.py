@@ -218,7 +218,7 @@ def test_suspects_that_have_failed_more_often_are_not_tried_in_the_company_of_ot
     inboxes.fail(holder, [(w._replace(failure=ONCE) if n % 2 else w, "boom") for n, w in enumerate(batch)])
     fall_due(valkey)
     assert ids(inboxes.take(holder, 10)) == arrived[::2]
-    inboxes.settle(holder, arrived[::2], [])
+    inboxes.settle(holder, applied(arrived[::2]), [])
     assert ids(inboxes.take(holder, 10)) == arrived[1::2]
 
 
