@@ -1,4 +1,4 @@
-"""Does this container do its job? `python deploy/health.py api|worker|listener` exits 0 if so.
+"""Does this container do its job? `python deploy/health.py api|worker|listener|metrics` exits 0 if so.
 
 For an orchestrator's health checks: each asks only about the process beside it, and its way to the stores.
 """
@@ -38,7 +38,13 @@ def listener(settings: Settings) -> bool:
         return any(True for _ in client.scan_iter(f"{LISTENER_KEYS}{socket.gethostname()}:*"))
 
 
+def metrics(settings: Settings) -> bool:
+    """It can be scraped; any other status than 2xx raises."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{settings.metrics_port}/metrics", timeout=TIMEOUT_S):
+        return True
+
+
 if __name__ == "__main__":
     role = sys.argv[1]
-    if not {"api": api, "worker": worker, "listener": listener}[role](Settings()):
+    if not {"api": api, "worker": worker, "listener": listener, "metrics": metrics}[role](Settings()):
         sys.exit(f"the {role} does not answer")

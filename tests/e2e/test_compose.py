@@ -61,8 +61,8 @@ def health(role: str, **env: str) -> int:
 
 
 def test_the_parts_of_the_system_are_all_there() -> None:
-    assert set(SERVICES) >= {"api", "worker", "listener", "setup", "redis", "postgres", "jaeger"}
-    assert set(OURS) == {"api", "worker", "listener", "setup"}
+    foreign = {"redis", "postgres", "jaeger", "prometheus", "grafana"}
+    assert set(SERVICES) - foreign == set(OURS) == {"api", "worker", "jobs", "listener", "metrics", "setup"}
     assert len({service["image"] for service in OURS.values()}) == 1
 
 
@@ -80,13 +80,13 @@ def test_nothing_starts_before_what_it_needs() -> None:
     for (_, needs), how in needed.items():
         condition = "service_healthy" if needs in LASTING else "service_completed_successfully"
         assert how == {"condition": condition}
-    for name in ("api", "worker", "listener"):
+    for name in ("api", "worker", "jobs", "listener"):
         assert {(name, needs) for needs in ("postgres", "redis", "setup")} <= set(needed)
 
 
 def test_ports_are_published_on_the_loopback_only_and_the_stores_not_at_all() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"api", "jaeger"}
+    assert set(published) == {"api", "jaeger", "prometheus", "grafana"}
     for port in strings(published):
         assert re.fullmatch(r"127\.0\.0\.1:\$\{\w+:-\d+\}:\d+", port)
 
@@ -96,7 +96,28 @@ def test_images_are_pinned_to_a_version() -> None:
     bases = {rest.split(" AS ")[0] for rest in arguments("FROM", STEPS)} - stages
     foreign = {service["image"] for name, service in SERVICES.items() if name not in OURS}
     for image in bases | foreign:
-        assert re.search(r":\d+\.\d+", image), image
+        assert re.search(r":v?\d+\.\d+", image), image
+
+
+def test_whoever_counts_does_so_where_it_is_added_up() -> None:
+    memory = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["volumes"]["metrics"]["driver_opts"]
+    assert memory["type"] == "tmpfs"
+    for name in set(OURS) - {"setup"}:
+        assert OURS[name]["environment"]["PROMETHEUS_MULTIPROC_DIR"] == "/run/metrics"
+        assert OURS[name]["volumes"] == ["metrics:/run/metrics"]
+    assert "PROMETHEUS_MULTIPROC_DIR" not in OURS["setup"]["environment"]
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert scraped[0]["static_configs"] == [
+        {"targets": [f"metrics:{OURS['metrics']['environment']['PRICING_METRICS_PORT']}"]}
+    ]
+
+
+def test_what_prometheus_and_grafana_read_is_mounted_and_there() -> None:
+    for name in ("prometheus", "grafana"):
+        for source in (volume.split(":")[0] for volume in SERVICES[name]["volumes"] if volume.startswith("./")):
+            assert (ROOT / source).is_dir()
+    provider = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/pricing.yml").read_text())["providers"][0]
+    assert any(volume.split(":")[1] == provider["options"]["path"] for volume in SERVICES["grafana"]["volumes"])
 
 
 def test_our_containers_are_no_root_and_change_nothing_of_their_image() -> None:
@@ -138,7 +159,7 @@ def test_the_builder_is_sent_only_what_the_image_is_made_of() -> None:
 
 def test_every_command_names_something_that_exists() -> None:
     for command in commands():
-        match command:
+        match command[1:] if command[0] == "nice" else command:
             case ["gunicorn", "-c", config, application]:
                 module, factory = re.fullmatch(r"([\w.]+):(\w+)\(\)", application).groups()  # type: ignore[union-attr]
                 source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
@@ -177,3 +198,4 @@ def test_health_checks_fail_where_nothing_runs(system: System) -> None:
     assert health("api", PRICING_PORT=nowhere) != 0
     assert health("worker", PRICING_CACHE_URL=system.redis_url.removesuffix("/0") + "/8") != 0
     assert health("listener", PRICING_CACHE_URL=f"redis://127.0.0.1:{nowhere}/0") != 0
+    assert health("metrics", PRICING_METRICS_PORT=nowhere) != 0
