@@ -24,7 +24,9 @@ def worker(settings: Settings) -> bool:
 
     assert settings.events_url is not None
     with make_celery(settings.events_url.get_secret_value()) as application:
-        return bool(application.control.ping([f"celery@{socket.gethostname()}"], timeout=TIMEOUT_S))
+        names = [f"{name}@{socket.gethostname()}" for name in ("celery", "events", "jobs")]
+        replies = application.control.broadcast("ping", destination=names, reply=True, limit=1, timeout=TIMEOUT_S)
+        return bool(replies)
 
 
 def listener(settings: Settings) -> bool:
