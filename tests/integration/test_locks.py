@@ -96,6 +96,14 @@ def test_a_turn_that_is_over_says_so_and_frees_the_lock(locks: Locks) -> None:
     assert locks.in_rounds("a", nothing, 0) is Turn.DONE, "nothing is left: a turn that is over has ended all the same"
 
 
+def test_a_turn_is_over_where_the_process_shall_end(valkey: redis.Redis, locks: Locks) -> None:
+    calls = []
+    leaving = Locks(valkey, ttl_s=30, stopping=lambda: bool(calls))
+    assert leaving.in_rounds("a", lambda held: calls.append(1) is None, 10**9) is Turn.UNFINISHED
+    assert len(calls) == 1
+    assert locks.in_rounds("a", nothing, 10) is Turn.DONE, "the lock is free"
+
+
 def test_an_error_frees_the_lock(locks: Locks) -> None:
     def fail(held: Held) -> bool:
         raise ZeroDivisionError

@@ -117,6 +117,17 @@ def test_a_turn_ends_after_its_time_and_the_next_goes_on_without_repeating_anyth
     assert jobs.cache.sheets == [], "nothing has changed, and no turn distrusts the one before"
 
 
+def test_a_turn_ends_with_its_batch_where_the_process_shall_end(jobs: Jobs) -> None:
+    work = jobs.another(part_rows=ROWS, locks=Locks(jobs.valkey, 30, stopping=lambda: bool(jobs.cache.sheets)))
+    jobs.create("t")
+    work.work_on("t", None)
+    work.work_on("t", jobs.hints.pop()[1])
+    assert (jobs.task("t").state, jobs.task("t").done) == (TaskState.RUNNING, 2)
+    jobs.service.work_on("t", jobs.hints.pop()[1])
+    assert jobs.task("t").state is TaskState.SUCCEEDED
+    assert len(set(jobs.cache.names())) == len(jobs.cache.sheets) == ROWS, "what was orderly ended is not repeated"
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: no one tidies up. The real one is in the tests with workers of their own."""
 
