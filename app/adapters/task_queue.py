@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import celery
 import kombu.exceptions
+import kombu.transport.redis
 import redis
 from opentelemetry import propagate, trace
 
@@ -31,10 +33,43 @@ VISIBILITY_TIMEOUT_S = 900
 """Celery redelivers what is not acknowledged by then, so every task must end well before."""
 
 
+class _QoS(kombu.transport.redis.QoS):
+    """kombu puts messages that nobody has acknowledged back when a channel closes, and Celery acknowledges on the
+    channel that a message came on. Where the connection is lost, either ends the whole worker with an AttributeError;
+    here such messages are left to come back by themselves, after the visibility timeout."""
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        if self._is_connected():
+            super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._is_connected():
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if self._is_connected():
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+
+    def _is_connected(self) -> bool:
+        connection = self.channel.connection
+        return connection is not None and connection.client is not None
+
+
+class _Channel(kombu.transport.redis.Channel):
+    QoS = _QoS
+
+
+class Transport(kombu.transport.redis.Transport):
+    """Redis as kombu has it, but for workers that outlive its restart."""
+
+    Channel = _Channel
+
+
 def make_celery(broker_url: str) -> celery.Celery:
     """The Celery application that publishers and workers share. It registers no task."""
     application = celery.Celery("pricing", broker=broker_url)
     application.conf.update(
+        broker_transport=f"{__name__}:{Transport.__name__}",
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
@@ -45,7 +80,8 @@ def make_celery(broker_url: str) -> celery.Celery:
         task_queues={EVENTS_QUEUE: {}, JOBS_QUEUE: {}},
         task_routes={RECALCULATE: {"queue": JOBS_QUEUE}},
         worker_prefetch_multiplier=1,
-        worker_cancel_long_running_tasks_on_connection_loss=True,
+        # A task that is begun twice does no harm; one that is ended looks like a death of the events in its hands.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,

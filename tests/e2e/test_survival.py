@@ -81,6 +81,24 @@ def test_an_event_outlives_a_process_that_dies_while_it_is_being_applied(
     assert effects(shop, event_id) == 1
 
 
+def test_workers_outlive_the_death_of_redis_with_an_event_in_their_hands(shop: Shop) -> None:
+    """Nor is that a failure of the event."""
+    product = shop.product()
+    workers = {worker.pid for worker in process(shop, "worker").children()} | {shop.system.pids()["worker"]}
+    with nothing_commits(shop, product):
+        event_id = shop.publish("list_price.changed", product, "NY", data={"amount": 8})
+        eventually(lambda: someone_waits(shop), RESTART_S)
+        killed = shop.system.kill("valkey")
+        eventually(lambda: shop.system.pids().get("valkey", killed) != killed, RESTART_S)
+        eventually(lambda: shop.redis.ping(), RESTART_S)
+    shop.settle(RESTART_S)
+    assert shop.costs("8.00", product)
+    assert shop.causes(product) == [f"event:{event_id}"]
+    assert effects(shop, event_id) == 1
+    assert {worker.pid for worker in process(shop, "worker").children()} | {shop.system.pids()["worker"]} == workers
+    assert shop.redis.hgetall("events:failures") == {}
+
+
 def test_events_published_while_nobody_listens_are_applied_when_somebody_does_again(shop: Shop) -> None:
     products = [shop.product() for _ in range(5)]
     shop.system.kill("listener")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from app.adapters.event_log import EventLog
+from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
 from app.bootstrap import Resources, open_resources
 from app.domain.events import Event, EventType
@@ -73,6 +73,37 @@ def test_what_was_read_unheard_before_it_started_is_in_an_inbox(
     unread = publish(resources, "unread")
     with listening():
         eventually(lambda: waiting(valkey) == {read, unread})
+
+
+class Deaf(EventLog):
+    """Reads entries and does not hear of it, the first time."""
+
+    deaf = True
+
+    def read(self, consumer: str, count: int) -> list[Entry]:
+        entries = super().read(consumer, count)
+        if entries and self.deaf:
+            self.deaf = False
+            raise Unavailable("the answer was lost")
+        return entries
+
+
+def test_what_is_read_unheard_while_it_runs_is_in_an_inbox(
+    database_url: str, resources: Resources, valkey: redis.Redis
+) -> None:
+    log = Deaf(valkey, NAMES)
+    stopping, ring = threading.Event(), threading.Event()
+    loop = threading.Thread(target=Loop(replace(resources, log=log), "me", ring, stopping).run)
+    loop.start()
+    try:
+        eventually(lambda: valkey.exists("listener:me"))
+        read = publish(resources, "read")
+        eventually(lambda: waiting(valkey) == {read})
+        assert not log.deaf
+    finally:
+        stopping.set()
+        ring.set()
+        loop.join()
 
 
 def test_whichever_answer_is_lost_every_event_gets_into_its_inbox(
