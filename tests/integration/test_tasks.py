@@ -58,7 +58,8 @@ class Worker:
         fetched: Any = self._valkey.hvals("unacked")
         queued: Any = self._valkey.lrange(EVENTS_QUEUE, 0, -1)
         messages = [json.loads(message)[0] for message in fetched] + [json.loads(message) for message in queued]
-        return [message["headers"] for message in messages if message["headers"]["eta"]]
+        # One that is being fetched may be in both.
+        return list({m["headers"]["id"]: m["headers"] for m in messages if m["headers"]["eta"]}.values())
 
     def open(self, breaker: str) -> None:
         assert self.breakers.note(breaker, bad=100) is BreakerState.OPEN
