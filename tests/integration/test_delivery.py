@@ -270,7 +270,8 @@ def test_a_poisonous_event_among_hundreds_ends_alone(service: Service, max_attem
     (letter,) = service.letters()
     assert letter["event_id"] == "poison"
     assert letter["reason"] == f"{max_attempts} attempts failed"
-    assert int(letter["attempts"]) == max(max_attempts, 4), "three in company, the others alone"
+    # Tried in company up to three times, then alone; sooner, where its company falls due at another time.
+    assert int(letter["attempts"]) in {max(max_attempts, 3), max(max_attempts, 4)}
     assert letter["last_error"].endswith("unforeseen")
     assert service.processed() == {event.id for event in good}
     assert sum(d.applied for d in delivered) == 400
