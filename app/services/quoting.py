@@ -64,32 +64,44 @@ async def quote_each(
 
 def load_slots(store: Store, names: Sequence[Name], clock: Clock, make_slot: MakeSlot) -> dict[Name, Slot]:
     """The stored sheets; one that is not there yet, or whose time is over, is computed but not stored: that
-    is the workers' part, and until then every reader computes the same."""
+    is the workers' part, and until then every reader computes the same: whether a time is over says the database's
+    clock, because what is loaded here is cached for every host."""
     with store.transaction() as tx:
         now = clock()
         found: dict[Name, Slot] = {}
-        compute: dict[tuple[int, int], Name] = {}
+        over: list[tuple[Name, StoredSheet]] = []
         for name, stored in zip(names, tx.sheets.stored(names), strict=True):
             if (reason := why_unknown(name, stored)) is not None:
                 found[name] = make_slot(UNKNOWN, None, reason.encode(), now)
-            elif stored.sheet is not None and (stored.valid_until is None or stored.valid_until > now):
+            elif stored.sheet is not None and _holds(stored, now):
+                found[name] = make_slot(stored.version, stored.valid_until, stored.sheet, now)
+            else:
+                over.append((name, stored))
+        compute: dict[tuple[int, int], Name] = {}
+        at = tx.now_ms() if over else now
+        for name, stored in over:
+            if stored.sheet is not None and _holds(stored, at):
                 found[name] = make_slot(stored.version, stored.valid_until, stored.sheet, now)
             elif stored.product_key is not None and stored.location_key is not None:
                 compute[stored.product_key, stored.location_key] = name
         if compute:
-            for sheet in _compute(tx, list(compute), now):
+            for sheet in _compute(tx, list(compute), at):
                 name = compute[sheet.product_key, sheet.location_key]
                 found[name] = make_slot(sheet.version, sheet.valid_until, sheet.payload, now)
         return found
 
 
-def _compute(tx: Transaction, keys: list[tuple[int, int]], now: int) -> list[EncodedSheet]:
+def _holds(stored: StoredSheet, at: int) -> bool:
+    return stored.valid_until is None or stored.valid_until > at
+
+
+def _compute(tx: Transaction, keys: list[tuple[int, int]], at: int) -> list[EncodedSheet]:
     stored = tx.prices.inputs(np.array(keys, ROW_KEYS))
-    rules = tx.rules.rules(stored.inputs, now)
-    sheets = compute_sheets(stored.inputs, rules, now)
+    rules = tx.rules.rules(stored.inputs, at)
+    sheets = compute_sheets(stored.inputs, rules, at)
     every = np.arange(len(sheets))
     labels = labels_for(tx, sheets, rules, every)
-    return encode_rows(sheets, rules, labels, stored.versions, now, every)
+    return encode_rows(sheets, rules, labels, stored.versions, at, every)
 
 
 def why_unknown(name: Name, stored: StoredSheet) -> str | None:
