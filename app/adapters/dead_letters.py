@@ -86,6 +86,8 @@ class DeadLetters:
 
     def newest(self, before: str, since: int, count: int) -> list[DeadLetter]:
         """The newest before a letter (of all, where that is empty), set aside from `since` (ms) on."""
+        if before and not before.strip("0-"):
+            return []  # Redis knows no range that ends before the first id
         with unavailable_if_down():
             entries: Any = self._client.xrevrange(
                 self._names.dead_letters, f"({before}" if before else "+", str(since), count

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Response
-from pydantic import AwareDatetime
 
 from app.api.answers import answer
 from app.api.deps import Deps
@@ -15,6 +14,7 @@ from app.api.schemas import (
     DeadLetterIds,
     DeadLetterPage,
     DiscardedAnswer,
+    Instant,
     LetterId,
     ReplayedAnswer,
     ReplayedManyAnswer,
@@ -35,8 +35,8 @@ async def list_dead_letters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     reason: Annotated[str, Query(max_length=200, description="Only those with this in their reason.")] = "",
     type: Annotated[EventType | None, Query(description="Only those about events of this type.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only those set aside from then on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Only those set aside before then.")] = None,
+    since: Annotated[Instant | None, Query(description="Only those set aside from then on.")] = None,
+    until: Annotated[Instant | None, Query(description="Only those set aside before then.")] = None,
 ) -> Response:
     """The newest first. Where few of many are wanted, a page may be short, even empty, and not the last."""
     wanted = domain.Wanted(reason, type, _ms(since) or 0, _ms(until))

@@ -1,9 +1,10 @@
 """What requests and answers look like: the published contract."""
 
+import re
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.problems import Problem
 from app.domain.columns import Segment
@@ -22,6 +23,17 @@ def _in_calendar(instant: datetime | None) -> datetime | None:
     if instant is not None and not 1970 <= instant.year < 9999:
         raise ValueError("an instant must lie between 1970 and 9998")
     return instant
+
+
+def _written_out(instant: str) -> str:
+    """pydantic takes a number for seconds since 1970."""
+    if not re.match(r"[0-9]{4}-", instant):
+        raise ValueError("an instant is written as in 2026-01-31T12:00:00Z")
+    return instant
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_in_calendar)]
+"""An instant in a query."""
 
 
 class _Request(BaseModel):
