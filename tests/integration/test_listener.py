@@ -10,12 +10,13 @@ import redis
 
 from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
-from app.bootstrap import Resources, open_resources
+from app.bootstrap import Resources
 from app.domain.events import Event, EventType
 from app.errors import Unavailable
 from app.settings import Settings
 from listener.loop import Loop
 from tests.support.lossy import LossyClient
+from tests.support.resources import opened
 from tests.support.waiting import eventually
 
 NAMES = Names("events", "market_events", "repricing", "events:dead")
@@ -32,10 +33,10 @@ def lossy(valkey_url: str) -> Iterator[LossyClient]:
 @pytest.fixture
 def resources(database_url: str, valkey_url: str, lossy: LossyClient) -> Iterator[Resources]:
     settings = Settings(database_url=database_url, cache_url=valkey_url, poll_interval_s=0.02, reclaim_idle_s=600)
-    resources = replace(open_resources(settings), log=EventLog(lossy.client, NAMES))
-    resources.log.ensure_group()
-    yield resources
-    resources.store.close()
+    with opened(settings) as resources:
+        resources = replace(resources, log=EventLog(lossy.client, NAMES))
+        resources.log.ensure_group()
+        yield resources
 
 
 @pytest.fixture
@@ -78,10 +79,11 @@ def test_what_was_read_unheard_before_it_started_is_in_an_inbox(
 class Deaf(EventLog):
     """Reads entries and does not hear of it, the first time."""
 
-    deaf = True
+    deaf, reads = True, 0
 
     def read(self, consumer: str, count: int) -> list[Entry]:
         entries = super().read(consumer, count)
+        self.reads += 1
         if entries and self.deaf:
             self.deaf = False
             raise Unavailable("the answer was lost")
@@ -96,7 +98,7 @@ def test_what_is_read_unheard_while_it_runs_is_in_an_inbox(
     loop = threading.Thread(target=Loop(replace(resources, log=log), "me", ring, stopping).run)
     loop.start()
     try:
-        eventually(lambda: valkey.exists("listener:me"))
+        eventually(lambda: log.reads > 2)  # by then it is sure of what it has read
         read = publish(resources, "read")
         eventually(lambda: waiting(valkey) == {read})
         assert not log.deaf

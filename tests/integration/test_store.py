@@ -47,7 +47,7 @@ def hang(hanging: Store, others: Store) -> None:
 
 def test_a_transaction_whose_process_hangs_is_ended_and_others_get_its_rows(database_url: str) -> None:
     """The next holder of the scope's lock waits for the fence that the hanging one has written."""
-    hanging, others = Store(make_engine(database_url, idle_s=0.3)), Store(make_engine(database_url))
+    hanging, others = Store(make_engine(database_url, idle_s=0.3)), Store(make_engine(database_url, answer_s=5))
     with pytest.raises(Unavailable) as raised:
         hang(hanging, others)
     assert raised.value.upstream == "postgresql"

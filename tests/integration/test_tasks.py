@@ -15,10 +15,10 @@ from celery.contrib.testing.worker import start_worker
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
 from app.adapters.task_names import EVENTS_QUEUE
 from app.adapters.task_queue import VISIBILITY_TIMEOUT_S, make_celery
-from app.bootstrap import open_resources
 from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
 from app.services.ports import BreakerState
 from app.settings import Settings
+from tests.support.resources import opened
 from tests.support.system import free_port
 from tests.support.waiting import eventually
 from workers.base import LONGEST_WAIT_S, PricingTask
@@ -91,11 +91,10 @@ def worker(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPa
     for name, own, tells in (("work", BOUNDARIES, False), ("telling work", APPLYING, True)):
         needed = (POSTGRESQL, CACHE, own)
         application.task(work, name=name, base=PricingTask, breakers=needed, tells=tells, shared=False)
-    resources = open_resources(settings)
-    monkeypatch.setattr("workers.base.resources", lambda: resources)
-    with start_worker(application, perform_ping_check=False, shutdown_timeout=30):
-        yield worker
-    resources.store.close()
+    with opened(settings) as resources:
+        monkeypatch.setattr("workers.base.resources", lambda: resources)
+        with start_worker(application, perform_ping_check=False, shutdown_timeout=30):
+            yield worker
 
 
 def seconds_until(eta: str) -> float:
@@ -201,11 +200,11 @@ def test_a_try_begins_no_work_while_a_store_does_not_answer(
     worker: Worker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = f"postgresql://postgres@127.0.0.1:{free_port()}/nothing"
-    resources = open_resources(Settings(database_url=nowhere, cache_url=settings.cache_url))
-    monkeypatch.setattr("workers.base.resources", lambda: resources)
-    worker.open(POSTGRESQL)
-    worker.time_passes()
-    worker.start()
+    with opened(Settings(database_url=nowhere, cache_url=settings.cache_url)) as resources:
+        monkeypatch.setattr("workers.base.resources", lambda: resources)
+        worker.open(POSTGRESQL)
+        worker.time_passes()
+        worker.start()
     assert worker.runs == 0
     tally = worker.breakers.tallies()[POSTGRESQL]
     assert (tally.state, "refused" in tally.reason) == (BreakerState.OPEN, True)
