@@ -99,13 +99,16 @@ return answers
 """
 
 # The holder of the lease may replace a sheet by the knowledge that there is none any more: no writer came between.
+# A newer sheet than the one that is there is right whoever brings it; the reader who was given it already shall not
+# find the older one next.
 _FILL = f"""{_HEADER}
 local filled = 0
 for i, key in ipairs(KEYS) do
     local value = ARGV[2 * i]
     local new = tonumber(string.match(value, '^%-?%d+'))
     local stored, lease = header(key)
-    if lease == ARGV[1] and (stored <= new or new == {UNKNOWN}) then
+    local mine = lease == ARGV[1] and (stored <= new or new == {UNKNOWN})
+    if mine or (stored and stored >= 0 and stored < new) then
         redis.call('SET', key, value, 'PX', ARGV[2 * i + 1])
         filled = filled + 1
     end
@@ -193,7 +196,7 @@ class AsyncPriceCache:
         ]
 
     async def fill(self, slots: Mapping[Name, Slot], token: str) -> None:
-        """Fill slots whose lease is still `token`'s."""
+        """Fill slots whose lease is still `token`'s, or that have an older sheet."""
         with metrics.cache_call.labels("fill").time(), _put_step(), unavailable_if_refused():
             await self._fill(
                 keys=[slot_key(name) for name in slots],

@@ -115,7 +115,9 @@ class Loads:
 
     def keep(self, name: Name, slot: Slot, epoch: int) -> None:
         """Into the near cache. The refresh time is drawn so that the more processes and the slower the load,
-        the earlier somebody refreshes (XFetch: Vattani, Chierichetti, Lowenstein 2015)."""
+        the earlier somebody refreshes (XFetch: Vattani, Chierichetti, Lowenstein 2015). A load that is under way may
+        have begun before this was there: nobody joins it any more."""
+        self.forget(name)
         early_ms = self._load_ms * -math.log(1.0 - random.random())  # noqa: S311 - spreads load only
         self._near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
 
@@ -173,16 +175,23 @@ class Loads:
         return await self.ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
 
     async def _from_database(self, names: Sequence[Name]) -> dict[Name, Slot]:
+        """Also into the near cache: it may be newer than what the shared cache has as yet, and whoever has been given
+        it shall not be given anything older afterwards."""
         self._breaker.check()
         started = self._clock()
-        try:
-            async with asyncio.timeout(self._patience.hard / 1000):
-                loaded = await self._load(names)
-        except (Unavailable, TimeoutError) as error:
-            self._breaker.failed()
-            raise Unavailable(f"the price could not be read: {error or 'PostgreSQL did not answer in time'}") from error
-        self._breaker.succeeded()
-        self._load_ms += (self._clock() - started - self._load_ms) / 8
+        with self._near.reading(names):
+            epoch = self._near.epoch
+            try:
+                async with asyncio.timeout(self._patience.hard / 1000):
+                    loaded = await self._load(names)
+            except (Unavailable, TimeoutError) as error:
+                self._breaker.failed()
+                reason = error or "PostgreSQL did not answer in time"
+                raise Unavailable(f"the price could not be read: {reason}") from error
+            self._breaker.succeeded()
+            self._load_ms += (self._clock() - started - self._load_ms) / 8
+            for name, slot in loaded.items():
+                self.keep(name, slot, epoch)
         return loaded
 
     def _settle(self, futures: dict[Name, asyncio.Future[Found]], slots: dict[Name, Slot], source: Source) -> None:

@@ -50,6 +50,13 @@ class Entry(msgspec.Struct, gc=False):
         """The sheet, or the reason why there is none."""
         return _unpack(self.kept).sheet
 
+    def newer_than(self, slot: Slot) -> bool:
+        """Whether a slot of this row is known to be older. That there is no sheet has no version of its own: what was
+        checked later counts."""
+        if slot.unknown:
+            return _unpack(self.kept).checked_at > slot.checked_at
+        return self.version > slot.version
+
     @property
     def slot(self) -> Slot:
         kept = _unpack(self.kept)
@@ -123,11 +130,13 @@ class NearCache:
                     self._told.pop(where, None)
 
     def put(self, name: Name, slot: Slot, refresh_at: int, epoch: int) -> None:
-        """Keep a slot that was read in `epoch`, unless something newer was told or the feed broke meanwhile.
+        """Keep a slot that was read in `epoch`, unless something newer was told or kept, or the feed broke, meanwhile.
         From `refresh_at` (ms since 1970) on it should be refreshed although it is still fresh."""
         where = place(name)
         if not self._capacity or epoch != self._epoch or not self.trusted or self._told.get(where, -2) > slot.version:
             return
+        if (entry := self._entries.get(where)) is not None and entry.epoch == epoch and entry.newer_than(slot):
+            return  # answers may overtake each other
         sheet = slot.payload.decode() if slot.unknown else decode_sheet(slot.payload)
         _pack_into(_Kept(slot.checked_at, slot.fresh_until, sheet), _packed)
         if where not in self._entries:

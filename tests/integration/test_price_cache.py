@@ -179,8 +179,8 @@ def test_one_of_many_who_miss_gets_the_lease_and_may_fill_the_slot(readers: Read
     filled = slot(7)
     readers.fill("a", filled)
     assert readers.get(NAME) == [filled]
-    readers.fill("a", slot(8))
-    assert readers.version() == 7, "the lease ended with the filling"
+    readers.fill("a", slot(7, b"again"))
+    assert readers.get(NAME) == [filled], "the lease ended with the filling"
 
 
 def test_a_writers_update_takes_the_lease_away(cache: PriceCache, readers: Readers) -> None:
@@ -190,6 +190,23 @@ def test_a_writers_update_takes_the_lease_away(cache: PriceCache, readers: Reade
     readers.fill("reader", slot(1))
     readers.fill("reader", slot(UNKNOWN))
     assert readers.version() == 2
+
+
+def test_a_newer_sheet_replaces_an_older_one_without_a_lease_and_nothing_else(
+    cache: PriceCache, readers: Readers
+) -> None:
+    """The reader loaded version 3, which its writer has yet to put; the put of version 2 took the lease away."""
+    cache.put([sheet(2)])
+    readers.fill("reader", slot(3))
+    assert readers.version() == 3
+    readers.lease("another", early=True)
+    readers.fill("reader", slot(4))
+    readers.fill("another", slot(3))
+    assert readers.version() == 4, "nor does the lease help what is older"
+    readers.lease("third", now=int(time.time() * 1000) + 10**6)
+    readers.fill("third", slot(UNKNOWN))
+    readers.fill("reader", slot(5))
+    assert readers.version() == UNKNOWN, "which may be newer"
 
 
 def test_the_lease_of_a_dead_reader_is_given_to_another(readers: Readers) -> None:

@@ -17,6 +17,7 @@ from app.adapters.redis_clients import make_async_redis
 from app.adapters.store import Store
 from app.bootstrap import BREAKER_FAILURES, monotonic_ms, now_ms
 from app.domain.columns import Table
+from app.domain.rows import LIST_PRICE
 from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
 from app.services.loading import Found, Patience
@@ -144,6 +145,35 @@ def test_a_product_that_was_unknown_is_known_as_soon_as_it_is_created(
         assert reading.find(name).slot.unknown, "it was not remembered, so nothing was cleared"
         writer.put(created)
         eventually(lambda: not reading.find(name).slot.unknown, timeout_s=1)
+
+
+def test_who_was_given_a_price_from_the_database_is_not_given_an_older_one_from_the_cache_next(
+    store: Store, stored: EncodedSheet, caches: Callable[[], AsyncPriceCache], writer: PriceCache, row: Row
+) -> None:
+    """A reader loads version 2, which its writer has committed and not put yet. Meanwhile the put of version 1 takes
+    the lease away, and another reader of the same process keeps what it finds: version 1."""
+
+    async def overtaken() -> None:
+        cache, database = caches(), Database(store)
+        reader = trusting(make_reader(cache, database))
+        database.answers.clear()
+        first = asyncio.create_task(reader.find([NAME]))
+        await soon(lambda: bool(database.loads))
+        writer.put([stored])
+        (second,) = (await reader.find([NAME])).values()
+        assert second.slot.version == stored.version
+        with store.transaction() as tx:
+            tx.catalog.set_signals(LIST_PRICE, [(*row()[0].item(), 7_00, 1)])
+            (newer,) = reprice(tx, row(), "test")
+        database.answers.set()
+        (given,) = (await first).values()
+        (next_,) = (await reader.find([NAME])).values()
+        assert (given.slot.version, next_.slot.version) == (newer.version, newer.version)
+        (without_near_cache,) = (await make_reader(cache, database, entries=0).find([NAME])).values()
+        assert without_near_cache.slot.version == newer.version
+        await cache.close()
+
+    on_a_loop(overtaken)
 
 
 def test_a_batch_of_a_thousand_is_one_round_trip(caches: Callable[[], AsyncPriceCache], valkey: redis.Redis) -> None:

@@ -24,9 +24,9 @@ class Clock:
         return self.now
 
 
-def slot(version: int, fresh_until: int = FOREVER) -> Slot:
+def slot(version: int, fresh_until: int = FOREVER, checked_at: int = 0) -> Slot:
     sheet = msgspec.structs.replace(SHEET, version=version)
-    return Slot(version, 0, fresh_until, b"there is none" if version == UNKNOWN else encode_sheet(sheet))
+    return Slot(version, checked_at, fresh_until, b"there is none" if version == UNKNOWN else encode_sheet(sheet))
 
 
 def near(capacity: int = 10) -> tuple[NearCache, Clock]:
@@ -183,6 +183,31 @@ def test_what_is_told_matters_only_for_what_is_at_hand_or_being_read() -> None:
     with cache.reading([OTHER]):
         assert [cache.concerned(place(name)) for name in (NAME, OTHER, ("P-3", "NY"))] == [True, True, False]
     assert not cache.concerned(place(OTHER))
+
+
+def test_an_answer_that_was_overtaken_does_not_replace_a_newer_one() -> None:
+    cache, _ = near()
+    keep(cache, version=5)
+    keep(cache, version=4)
+    assert version(cache) == 5
+
+
+def test_of_a_sheet_and_that_there_is_none_the_one_that_was_checked_later_stays() -> None:
+    cache, _ = near()
+    cache.put(NAME, slot(5, checked_at=10), FOREVER, cache.epoch)
+    cache.put(NAME, slot(UNKNOWN, checked_at=9), FOREVER, cache.epoch)
+    assert version(cache) == 5
+    cache.put(NAME, slot(UNKNOWN, checked_at=11), FOREVER, cache.epoch)
+    assert version(cache) == UNKNOWN
+
+
+def test_after_the_feed_was_lost_what_is_read_then_counts_even_if_it_is_older() -> None:
+    cache, _ = near()
+    keep(cache, version=5)
+    cache.lost()
+    cache.heard(0)
+    keep(cache, version=4)
+    assert version(cache) == 4
 
 
 def test_rows_that_change_again_and_again_keep_their_room_and_no_more() -> None:
