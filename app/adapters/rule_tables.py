@@ -1,8 +1,6 @@
 """Policies and promotions: as columns for the formula, and one by one for people."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -10,34 +8,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from app.adapters.database import read_columns
+from app.adapters.rule_rows import policy_row, promotion_row, row_to_policy, row_to_promotion
 from app.adapters.schema import categories, departments, locations, policies, products, promotions, rule_removals
-from app.domain.columns import (
-    ABSENT,
-    NEVER,
-    POLICIES,
-    PROMOTIONS,
-    TIERS,
-    PolicyKind,
-    PromotionKind,
-    Rules,
-    Segment,
-    Table,
-)
-from app.domain.money import currency, to_basis_points, to_decimal, to_minor, to_percent
+from app.domain.columns import NEVER, POLICIES, PROMOTIONS, TIERS, Rules, Table
 from app.domain.promotions import NEAR_MS
 from app.domain.rows import RowScope
-from app.domain.rules import (
-    Policy,
-    PolicyKindName,
-    Promotion,
-    PromotionKindName,
-    QuantityTier,
-    RoundingScope,
-    Scope,
-    SegmentName,
-)
-from app.domain.sheet import Label, Labels
-from app.errors import AlreadyExists, InvalidInput, NotFound, within
+from app.domain.rules import Policy, Promotion, Scope
+from app.errors import AlreadyExists, InvalidInput, NotFound
 
 _CURRENCY_NUMBERS = "LEFT JOIN (SELECT DISTINCT currency, currency_number FROM locations) c USING (currency)"
 
@@ -80,16 +57,11 @@ _PROMOTIONS = f"""
 """
 
 
-_SCOPE_FIELDS = ("product_key", "category_key", "department_key", "location_key", "currency_number")
-
 _NOTHING = 0
 """A key that no category or department has."""
 
 _NEW_ROWS = 0x70726963
 """Number of the advisory lock between new rows and rules; any number that nobody else uses."""
-
-_UNSTORED = 2**40
-"""Keys from here on are of rules that are only supposed; no stored one comes near."""
 
 
 class RuleTables:
@@ -259,34 +231,6 @@ class RuleTables:
         """The rows that a rule's scope means. Raises `InvalidInput` where it names what is not there."""
         return RowScope(**self.scope_keys(scope))
 
-    def with_policies(self, rules: Rules, labels: Labels, new: Sequence[Policy]) -> tuple[Rules, Labels]:
-        """As if these policies were stored: each takes the place of those with its id or its scope."""
-        stored, tiers, names = rules.policies, rules.tiers, dict(labels.policies)
-        ids = dict(self._connection.execute(sa.select(policies.c.policy_id, policies.c.policy_key)).tuples().all())
-        for key, policy in enumerate(new, start=_UNSTORED):
-            with within(f"policies.{key - _UNSTORED}"):
-                row = policy_row(policy, self.scope_keys(policy))
-            record = _record(row | {"policy_key": key, "name_hash": key}, POLICIES)
-            same_scope = np.all([stored[field] == record[field] for field in _SCOPE_FIELDS], axis=0)
-            stored = stored[~same_scope & (stored["policy_key"] != ids.get(policy.policy_id, ABSENT))]
-            stored = np.append(stored, record)
-            tiers = np.append(tiers, np.array([(key, *tier) for tier in row["tiers"]], TIERS))
-            names[key] = Label(policy.policy_id, policy.name)
-        return rules._replace(policies=stored, tiers=tiers), labels._replace(policies=names)
-
-    def with_promotions(self, rules: Rules, labels: Labels, new: Sequence[Promotion]) -> tuple[Rules, Labels]:
-        """As if these promotions were stored: each takes the place of the one with its id."""
-        stored, names = rules.promotions, dict(labels.promotions)
-        for key, promotion in enumerate(new, start=_UNSTORED):
-            find = sa.select(promotions.c.promotion_key).where(promotions.c.promotion_id == promotion.promotion_id)
-            replaced = self._connection.execute(find).scalar_one_or_none()
-            with within(f"promotions.{key - _UNSTORED}"):
-                row = promotion_row(promotion, self.scope_keys(promotion))
-            record = _record(row | {"promotion_key": key, "name_hash": key}, PROMOTIONS)
-            stored = np.append(stored[stored["promotion_key"] != (replaced or ABSENT)], record)
-            names[key] = Label(promotion.promotion_id, promotion.name)
-        return rules._replace(promotions=stored), labels._replace(promotions=names)
-
     def _named_key(self, table: sa.Table, name: str | None, create: bool) -> int | None:
         if name is None:
             return None
@@ -316,129 +260,4 @@ def _with_names(table: sa.Table) -> sa.Select[Any]:
         )
         .select_from(joined)
         .where(~table.c.removed)
-    )
-
-
-def _record(row: dict[str, Any], dtype: np.dtype[Any]) -> Table:
-    """A row of `policies` or `promotions` as one record of the formula's columns."""
-    record = np.zeros(1, dtype)
-    where = row["currency"]
-    values = row | {
-        "currency_number": currency(where).number if where and row["location_key"] is None else None,
-        "starts_at": _ms(row.get("starts_at"), 0),
-        "ends_at": _ms(row.get("ends_at"), NEVER),
-    }
-    for name in dtype.names or ():
-        record[name] = ABSENT if values[name] is None else values[name]
-    return record
-
-
-def _ms(instant: datetime | None, otherwise: int) -> int:
-    return otherwise if instant is None else int(instant.timestamp() * 1000)
-
-
-def _decimals(keys: dict[str, Any]) -> int:
-    return currency(keys["currency"]).decimals if keys["currency"] else 0
-
-
-def policy_row(policy: Policy, keys: dict[str, Any]) -> dict[str, Any]:
-    """The policy as a row of `policies`, given its `scope_keys`. Raises `InvalidInput` for an amount finer
-    than the currency."""
-    decimals = _decimals(keys)
-
-    def minor(field: str) -> int | None:
-        amount: Decimal | None = getattr(policy, field)
-        with within(field):
-            return None if amount is None else to_minor(amount, decimals)
-
-    def points(percent: Decimal | None) -> int | None:
-        return None if percent is None else to_basis_points(percent)
-
-    return keys | {
-        "name": policy.name,
-        "kind": PolicyKind[policy.kind.name].value,
-        "rate_bp": points(policy.rate_percent),
-        "amount": minor("undercut_amount"),
-        "threshold": policy.stock_threshold,
-        "min_margin_bp": points(policy.min_margin_percent),
-        "floor": minor("floor"),
-        "ceiling": minor("ceiling"),
-        "max_change_bp": points(policy.max_change_percent),
-        "rounding_increment": minor("rounding_increment"),
-        "rounding_ending": minor("rounding_ending"),
-        "line_rounding": policy.rounding_scope is RoundingScope.LINE,
-        "tiers": [[tier.min_quantity, to_basis_points(tier.percent)] for tier in policy.tiers],
-    }
-
-
-def promotion_row(promotion: Promotion, keys: dict[str, Any]) -> dict[str, Any]:
-    """The promotion as a row of `promotions`, given its `scope_keys`. Raises `InvalidInput`."""
-    percent = promotion.kind is PromotionKindName.PERCENT
-    with within("value"):
-        value = to_basis_points(promotion.value) if percent else to_minor(promotion.value, _decimals(keys))
-    return keys | {
-        "name": promotion.name,
-        "kind": PromotionKind[promotion.kind.name].value,
-        "value": value,
-        "segment": Segment[promotion.segment.name].value,
-        "stackable": promotion.stackable,
-        "priority": promotion.priority,
-        "starts_at": _whole_ms(promotion.starts_at),
-        "ends_at": _whole_ms(promotion.ends_at),
-    }
-
-
-def _whole_ms(instant: datetime | None) -> datetime | None:
-    return instant and instant.replace(microsecond=instant.microsecond // 1000 * 1000)
-
-
-def _scope_of(row: sa.Row[Any]) -> dict[str, Any]:
-    return {
-        "product_id": row.scope_product,
-        "category": row.scope_category,
-        "department": row.scope_department,
-        "location": row.scope_location,
-        "currency": None if row.scope_location else row.currency,
-    }
-
-
-def row_to_policy(row: sa.Row[Any]) -> Policy:
-    decimals = currency(row.currency).decimals if row.currency else 0
-
-    def amount(minor: int | None) -> Decimal | None:
-        return None if minor is None else to_decimal(minor, decimals)
-
-    return Policy(
-        policy_id=row.policy_id,
-        name=row.name,
-        **_scope_of(row),
-        kind=PolicyKindName[PolicyKind(row.kind).name],
-        rate_percent=to_percent(row.rate_bp),
-        undercut_amount=to_decimal(row.amount, decimals),
-        stock_threshold=row.threshold,
-        min_margin_percent=None if row.min_margin_bp is None else to_percent(row.min_margin_bp),
-        floor=amount(row.floor),
-        ceiling=amount(row.ceiling),
-        max_change_percent=None if row.max_change_bp is None else to_percent(row.max_change_bp),
-        rounding_increment=to_decimal(row.rounding_increment, decimals),
-        rounding_ending=to_decimal(row.rounding_ending, decimals),
-        rounding_scope=RoundingScope.LINE if row.line_rounding else RoundingScope.UNIT,
-        tiers=tuple(QuantityTier(min_quantity=q, percent=to_percent(bp)) for q, bp in row.tiers),
-    )
-
-
-def row_to_promotion(row: sa.Row[Any]) -> Promotion:
-    kind = PromotionKind(row.kind)
-    decimals = currency(row.currency).decimals if row.currency else 0
-    return Promotion(
-        promotion_id=row.promotion_id,
-        name=row.name,
-        **_scope_of(row),
-        kind=PromotionKindName[kind.name],
-        value=to_percent(row.value) if kind is PromotionKind.PERCENT else to_decimal(row.value, decimals),
-        segment=SegmentName[Segment(row.segment).name],
-        stackable=row.stackable,
-        priority=row.priority,
-        starts_at=row.starts_at,
-        ends_at=row.ends_at,
     )

@@ -15,6 +15,7 @@ from app.adapters.price_tables import PriceTables
 from app.adapters.row_scans import RowScans
 from app.adapters.rule_tables import RuleTables
 from app.adapters.sheet_queries import SheetQueries
+from app.adapters.supposed_rules import SupposedRules
 from app.adapters.task_tables import TaskTables
 from app.observability import metrics
 from app.observability.tracing import step
@@ -32,6 +33,7 @@ class Transaction:
         self.rows = RowScans(connection)
         self.rules = RuleTables(connection)
         self.sheets = SheetQueries(connection)
+        self.supposed = SupposedRules(connection, self.rules)
         self.tasks = TaskTables(connection)
 
     def now_ms(self) -> int:

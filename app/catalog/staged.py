@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.adapters.catalog_staging import LAYOUTS
-from app.adapters.rule_tables import promotion_row
+from app.adapters.rule_rows import promotion_row
 from app.catalog.rows import ListPriceRow, LocationRow, ProductRow, Row, SignalsRow
 from app.domain.money import SCALE, Currency, currency, to_minor
 from app.domain.rules import Promotion

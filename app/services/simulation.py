@@ -48,8 +48,8 @@ def simulate(
                 rows.inputs[field] = to_minor(amount, decimals)
         for field, value in others.items():
             rows.inputs[field] = value
-        rules, labels = tx.rules.with_policies(rules, labels, policies)
-        rules, labels = tx.rules.with_promotions(rules, labels, promotions)
+        rules, labels = tx.supposed.with_policies(rules, labels, policies)
+        rules, labels = tx.supposed.with_promotions(rules, labels, promotions)
     sheets = compute_sheets(rows.inputs, rules, as_of)
     (encoded,) = encode_rows(sheets, rules, labels, rows.versions, as_of, np.arange(1))
     return quote(decode_sheet(encoded.payload), request.segment, request.quantity, "simulation")
