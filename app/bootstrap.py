@@ -27,6 +27,7 @@ from app.adapters.store import Store
 from app.errors import InvalidInput, Unavailable
 from app.observability.tracing import current_traceparent
 from app.services.breaker import Breaker
+from app.services.loading import Loads
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
 from app.services.reading import SheetReader
@@ -174,7 +175,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
 
     breaker = partial(Breaker, failures=BREAKER_FAILURES, open_ms=BREAKER_OPEN_MS, clock=monotonic_ms)
     breakers = {"postgresql": breaker("PostgreSQL"), "cache": breaker("Redis")}
-    reader = SheetReader(near, cache, load, breakers["postgresql"], breakers["cache"], now_ms)
+    reader = SheetReader(Loads(near, cache, load, breakers["postgresql"], breakers["cache"], now_ms))
     # A short wait: the feed's own loop tries again, and must be back soon after an outage.
     feed_client = make_async_redis(where.cache, FEED_TIMEOUT_S, reconnects=False)
     feed = InvalidationFeed(feed_client, reader, monotonic_ms)

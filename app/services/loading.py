@@ -56,9 +56,11 @@ class Loads:
         breaker: Breaker,
         cache_breaker: Breaker,
         clock: Clock,
-        patience: Patience,
+        patience: Patience = PATIENCE,
     ) -> None:
-        self._near, self._cache, self._load, self._clock, self._patience = near, cache, load, clock, patience
+        """`breaker` guards the database, `cache_breaker` the shared cache."""
+        self.near, self.clock, self.patience = near, clock, patience
+        self._cache, self._load = cache, load
         self._breaker, self._cache_breaker = breaker, cache_breaker
         self._loading: dict[Name, asyncio.Future[Found]] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -79,10 +81,10 @@ class Loads:
 
     def throttle(self, name: Name) -> None:
         """A load has failed, or takes long, and the row is served stale: it is not loaded again for a while."""
-        self._not_before[name] = self._clock() + self._patience.throttle
+        self._not_before[name] = self.clock() + self.patience.throttle
 
     def throttled(self, name: Name) -> bool:
-        return self._not_before.get(name, 0) > self._clock()
+        return self._not_before.get(name, 0) > self.clock()
 
     def start(self, names: Sequence[Name], *, early: bool = False) -> dict[Name, asyncio.Future[Found]]:
         """What will be known of these rows; those that nobody in this process is fetching are fetched from now on.
@@ -98,14 +100,17 @@ class Loads:
             task.add_done_callback(self._background.discard)
         return {name: self._loading[name] for name in names}
 
-    async def ask_cache(self, ask: Callable[[], Awaitable[T]]) -> T | None:
-        """What the shared cache answers; None where it is away, or slower than the database would be."""
+    async def cached(self, names: Sequence[Name]) -> Sequence[Slot | None] | None:
+        """What the shared cache has of these rows; None where it is away, or slower than the database would be."""
+        return await self._ask_cache(lambda: self._cache.get(list(names)))
+
+    async def _ask_cache(self, ask: Callable[[], Awaitable[T]]) -> T | None:
         try:
             self._cache_breaker.check()
         except Unavailable:
             return None
         try:
-            async with asyncio.timeout(self._patience.cache / 1000):
+            async with asyncio.timeout(self.patience.cache / 1000):
                 answer = await ask()
         except (Unavailable, TimeoutError):
             self._cache_breaker.failed()
@@ -119,7 +124,7 @@ class Loads:
         have begun before this was there: nobody joins it any more."""
         self.forget(name)
         early_ms = self._load_ms * -math.log(1.0 - random.random())  # noqa: S311 - spreads load only
-        self._near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
+        self.near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
 
     async def _fetch_into(self, futures: dict[Name, asyncio.Future[Found]], early: bool) -> None:
         """Settle every future, whatever happens: a reader must never wait for one that nobody works on."""
@@ -140,11 +145,11 @@ class Loads:
         """Lease, load and fill; wait for the rows that another process is loading."""
         token = uuid4().hex
         waiting = list(futures)
-        deadline = self._clock() + self._patience.lease
+        deadline = self.clock() + self.patience.lease
         pause_ms = 2.0
         while waiting:
-            with self._near.reading(waiting):
-                epoch = self._near.epoch
+            with self.near.reading(waiting):
+                epoch = self.near.epoch
                 leases = await self._lease(waiting, token, early)
                 if leases is None:
                     self._settle(futures, await self._from_database(waiting), "database")
@@ -153,43 +158,43 @@ class Loads:
                 for name, (slot, granted) in zip(waiting, leases, strict=True):
                     if granted:
                         mine.append(name)
-                    elif slot is not None and self._clock() < slot.fresh_until:
+                    elif slot is not None and self.clock() < slot.fresh_until:
                         self.keep(name, slot, epoch)
                         self._settle(futures, {name: slot}, "cache")
                     else:
                         others.append(name)
             if mine:
                 loaded = await self._from_database(mine)
-                await self.ask_cache(lambda: self._cache.fill(loaded, token))  # noqa: B023 - called at once
+                await self._ask_cache(lambda: self._cache.fill(loaded, token))  # noqa: B023 - called at once
                 self._settle(futures, loaded, "database")  # right, whether or not the cache took it
             waiting = others
             if waiting:
-                if self._clock() > deadline:
+                if self.clock() > deadline:
                     self._settle(futures, await self._from_database(waiting), "database")
                     return
                 await asyncio.sleep(pause_ms / 1000)
                 pause_ms = min(pause_ms * 2, 50)
 
     async def _lease(self, names: list[Name], token: str, early: bool) -> list[Leased] | None:
-        now, lease_ms = self._clock(), self._patience.lease
-        return await self.ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
+        now, lease_ms = self.clock(), self.patience.lease
+        return await self._ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
 
     async def _from_database(self, names: Sequence[Name]) -> dict[Name, Slot]:
         """Also into the near cache: it may be newer than what the shared cache has as yet, and whoever has been given
         it shall not be given anything older afterwards."""
         self._breaker.check()
-        started = self._clock()
-        with self._near.reading(names):
-            epoch = self._near.epoch
+        started = self.clock()
+        with self.near.reading(names):
+            epoch = self.near.epoch
             try:
-                async with asyncio.timeout(self._patience.hard / 1000):
+                async with asyncio.timeout(self.patience.hard / 1000):
                     loaded = await self._load(names)
             except (Unavailable, TimeoutError) as error:
                 self._breaker.failed()
                 reason = error or "PostgreSQL did not answer in time"
                 raise Unavailable(f"the price could not be read: {reason}") from error
             self._breaker.succeeded()
-            self._load_ms += (self._clock() - started - self._load_ms) / 8
+            self._load_ms += (self.clock() - started - self._load_ms) / 8
             for name, slot in loaded.items():
                 self.keep(name, slot, epoch)
         return loaded

@@ -4,11 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from app.errors import Unavailable
-from app.services.breaker import Breaker
-from app.services.loading import PATIENCE, Found, Load, Loads, Patience
-from app.services.near_cache import NearCache
-from app.services.ports import Clock
-from app.services.slots import Name, Slot, SlotCache
+from app.services.loading import Found, Loads
+from app.services.slots import Name, Slot
 
 _TOGETHER = 100
 """So many rows at most are asked for together with what others miss; more are a question of their own."""
@@ -17,20 +14,9 @@ _TOGETHER = 100
 class SheetReader:
     """The read path of one process."""
 
-    def __init__(
-        self,
-        near: NearCache,
-        cache: SlotCache,
-        load: Load,
-        breaker: Breaker,
-        cache_breaker: Breaker,
-        clock: Clock,
-        patience: Patience = PATIENCE,
-    ) -> None:
-        """`breaker` guards the database, `cache_breaker` the shared cache."""
-        self.near = near
-        self._cache, self._clock, self._patience = cache, clock, patience
-        self._loads = Loads(near, cache, load, breaker, cache_breaker, clock, patience)
+    def __init__(self, loads: Loads) -> None:
+        self.near = loads.near
+        self._loads = loads
         self._missed: set[Name] = set()
         self._bringing: asyncio.Task[None] | None = None
         self._brought: asyncio.Future[None] | None = None
@@ -92,8 +78,8 @@ class SheetReader:
 
     async def _bring(self, names: Sequence[Name]) -> None:
         with self.near.reading(names):
-            now, epoch = self._clock(), self.near.epoch
-            slots = await self._loads.ask_cache(lambda: self._cache.get(list(names)))
+            now, epoch = self._loads.clock(), self.near.epoch
+            slots = await self._loads.cached(names)
             for name, slot in zip(names, slots or (), strict=slots is not None):
                 if slot is not None and now < slot.fresh_until:
                     self._loads.keep(name, slot, epoch)
@@ -110,7 +96,7 @@ class SheetReader:
     async def find_each(self, names: Sequence[Name]) -> dict[Name, Found | Unavailable]:
         """Every row's slot and where it came from, or why it is nowhere to be had, not even stale. At most one round
         trip to Redis for what is fresh there."""
-        now = self._clock()
+        now = self._loads.clock()
         found: dict[Name, Found | Unavailable] = {}
         ask: list[Name] = []
         refresh: list[Name] = []
@@ -131,7 +117,7 @@ class SheetReader:
         missing: list[Name] = []
         with self.near.reading(ask):
             epoch = self.near.epoch
-            slots = await self._loads.ask_cache(lambda: self._cache.get(ask)) or [None] * len(ask)
+            slots = await self._loads.cached(ask) or [None] * len(ask)
             for name, kept in zip(ask, slots, strict=True):
                 if kept is not None and now < kept.fresh_until:
                     self._loads.keep(name, kept, epoch)
@@ -150,7 +136,7 @@ class SheetReader:
         wanted = [name for name in names if name not in throttled]
         futures = self._loads.start(wanted)
         if futures:
-            patience = self._patience.soft if all(name in stale for name in wanted) else self._patience.hard
+            patience = self._loads.patience.soft if all(name in stale for name in wanted) else self._loads.patience.hard
             await asyncio.wait(futures.values(), timeout=patience / 1000)
         found: dict[Name, Found | Unavailable] = {name: Found(stale[name], "stale") for name in throttled}
         for name, future in futures.items():

@@ -27,7 +27,7 @@ from app.domain.columns import ROW_KEYS, Column, Table
 from app.domain.rows import LIST_PRICE
 from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.breaker import Breaker
-from app.services.loading import Patience
+from app.services.loading import Loads, Patience
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
 from app.services.reading import SheetReader
@@ -165,7 +165,7 @@ class Races(RuleBasedStateMachine):
             return slots
 
         cache = GatedCache(AsyncPriceCache(self.clients[process], LIFETIMES), self.gates)
-        return SheetReader(near, cache, load, breaker("PostgreSQL"), breaker("Redis"), self.clock, PATIENT)
+        return SheetReader(Loads(near, cache, load, breaker("PostgreSQL"), breaker("Redis"), self.clock, PATIENT))
 
     def clock(self) -> int:
         return self.now

@@ -14,7 +14,7 @@ from app.adapters.store import Store
 from app.bootstrap import BREAKER_FAILURES, BREAKER_OPEN_MS, FEED_TIMEOUT_S, monotonic_ms, now_ms
 from app.errors import Unavailable
 from app.services.breaker import Breaker
-from app.services.loading import Found, Patience
+from app.services.loading import Found, Loads, Patience
 from app.services.near_cache import NearCache
 from app.services.ports import Clock
 from app.services.quoting import load_slots
@@ -61,7 +61,7 @@ def make_reader(
     def breaker(what: str) -> Breaker:
         return Breaker(what, BREAKER_FAILURES, BREAKER_OPEN_MS, monotonic_ms)
 
-    return SheetReader(near, cache, database.load, breaker("PostgreSQL"), breaker("Redis"), clock, patience)
+    return SheetReader(Loads(near, cache, database.load, breaker("PostgreSQL"), breaker("Redis"), clock, patience))
 
 
 class Process:
