@@ -98,11 +98,10 @@ def amount(scaled: int, decimals: int) -> Decimal:
     return to_decimal(unscale(scaled), decimals)
 
 
-@lru_cache(4096)
 def discount_rate(scaled_base: int, scaled_final: int) -> Decimal:
     """The share of the base price that promotions, tiers and floor took off, with four decimals."""
     base, final = unscale(scaled_base), unscale(scaled_final)
-    return Decimal(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0).scaleb(-4)
+    return to_decimal(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0, 4)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
