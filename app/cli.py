@@ -15,6 +15,7 @@ from app.commands.dlq import dlq
 from app.commands.import_catalog import import_catalog
 from app.commands.replay import replay
 from app.commands.tasks import tasks
+from app.commands.top import top
 
 app = typer.Typer(
     help="Answers what a product costs, here, now, for this customer.",
@@ -101,6 +102,7 @@ def metrics(
         Console().print(as_text(), end="", soft_wrap=True)
 
 
+app.command()(top)
 app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)

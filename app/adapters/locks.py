@@ -99,6 +99,14 @@ class Locks:
             busy: list[int] = pipeline.execute()
         return [scope for scope, keys in zip(scopes, busy, strict=True) if not keys]
 
+    def held(self, scopes: Sequence[str]) -> list[str]:
+        """Those whose lock somebody holds."""
+        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
+            for scope in scopes:
+                pipeline.exists(_lock(scope))
+            there: list[int] = pipeline.execute()
+        return [scope for scope, key in zip(scopes, there, strict=True) if key]
+
     def in_rounds(self, scope: str, work: Callable[["Held"], bool], turn_s: float) -> Turn:
         """Hold the scope's lock and call `work` until it gives False, nothing more to do, and nobody has asked since;
         after `turn_s` seconds, or where this process shall end, stop all the same, as `Turn.UNFINISHED` says. Where
