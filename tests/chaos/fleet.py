@@ -126,6 +126,8 @@ class Fleet:
 
     def stop(self) -> None:
         for copy in self.copies.values():
+            copy.tell_to_end()
+        for copy in self.copies.values():
             copy.stop()
         self.to_postgres.close()
         self.to_redis.close()

@@ -17,9 +17,7 @@ from tests.chaos.market import DECIMALS, Market, Product
 from tests.chaos.plan import plan
 from tests.chaos.readers import Readers
 from tests.chaos.striking import BACK_S, Strikes
-from tests.support.shop import IMPATIENT, Shop
-from tests.support.stores import temporary_data
-from tests.support.system import System
+from tests.support.shop import IMPATIENT, shop_of_its_own
 from tests.support.waiting import eventually
 
 ENV = IMPATIENT | {"PRICING_LOG_LEVEL": "warning"}
@@ -55,25 +53,19 @@ class Result:
 @contextmanager
 def fleet_with_shop(products: int) -> Iterator[tuple[Fleet, list[Product]]]:
     """A system with two hosts and a few products; both are stopped at the end."""
-    with temporary_data("pricing-chaos-") as data:
-        system = System(data, "--catalog", "none", env=ENV)
+    with shop_of_its_own("chaos", env=ENV) as shop:
+        made = [
+            Product(shop.product(dict.fromkeys(DECIMALS, 1000), category), category)
+            for category in (CATEGORIES[n % len(CATEGORIES)] for n in range(products))
+        ]
+        fleet = Fleet(shop.system)
+        fleet.some_product = made[0].product_id
         try:
-            shop = Shop(system.wait_until_ready())
-            made = [
-                Product(shop.product(dict.fromkeys(DECIMALS, 1000), category), category)
-                for category in (CATEGORIES[n % len(CATEGORIES)] for n in range(products))
-            ]
-            shop.close()
-            fleet = Fleet(system)
-            fleet.some_product = made[0].product_id
-            try:
-                fleet.add_second_host()
-                eventually(lambda: all(is_ready(url) for url in fleet.urls.values()), BACK_S)
-                yield fleet, made
-            finally:
-                fleet.stop()
+            fleet.add_second_host()
+            eventually(lambda: all(is_ready(url) for url in fleet.urls.values()), BACK_S)
+            yield fleet, made
         finally:
-            system.stop()
+            fleet.stop()
 
 
 def run(options: Options, say: Say) -> Result:

@@ -14,9 +14,8 @@ import psutil
 import pytest
 
 from tests.support.proxy import Proxy, proxy_to
-from tests.support.shop import IMPATIENT, Shop
-from tests.support.stores import temporary_data
-from tests.support.system import Copy, System
+from tests.support.shop import Shop
+from tests.support.system import Copy
 from tests.support.waiting import eventually
 
 FOUND_S = 1.0
@@ -24,19 +23,6 @@ FOUND_S = 1.0
 
 ROUNDS = 8
 STARTS_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def shop() -> Iterator[Shop]:
-    """A system of its own, whose listeners are stopped and joined by others."""
-    with temporary_data("pricing-doorbell-") as data:
-        system = System(data, "--catalog", "none", env=IMPATIENT | {"PRICING_LOG_LEVEL": "warning"})
-        try:
-            shop = Shop(system.wait_until_ready())
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.shop import IMPATIENT, Shop, problem
-from tests.support.stores import temporary_data
-from tests.support.system import System
+from tests.support.shop import IMPATIENT, Shop, problem, shop_of_its_own
 from tests.support.waiting import eventually
 
 MANY = "/api/v1/events"
@@ -231,14 +229,8 @@ def counted(shop: Shop, sample: str) -> float:
 @pytest.fixture(scope="module")
 def small_shop() -> Iterator[Shop]:
     """One whose backlog is soon full."""
-    with temporary_data("pricing-backlog-") as data:
-        system = System(data, "--catalog", "none", env=IMPATIENT | {"PRICING_MAX_BACKLOG_EVENTS": "20"})
-        try:
-            shop = Shop(system.wait_until_ready())
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("backlog", env=IMPATIENT | {"PRICING_MAX_BACKLOG_EVENTS": "20"}) as shop:
+        yield shop
 
 
 def test_a_full_backlog_refuses_new_events_until_it_is_worked_off(small_shop: Shop) -> None:

@@ -7,9 +7,7 @@ from uuid import uuid4
 import pytest
 
 from tests.support.jaeger import Jaeger, jaeger  # noqa: F401 - a fixture
-from tests.support.shop import IMPATIENT, Shop
-from tests.support.stores import temporary_data
-from tests.support.system import System
+from tests.support.shop import IMPATIENT, Shop, shop_of_its_own
 from tests.support.waiting import eventually
 
 SERVICES = {"pricing-api", "pricing-listener", "pricing-worker"}
@@ -19,14 +17,8 @@ SERVICES = {"pricing-api", "pricing-listener", "pricing-worker"}
 def shop(jaeger: Jaeger) -> Iterator[Shop]:  # noqa: F811
     """A system of its own, which finds the Jaeger by its ports."""
     env = {"JAEGER_HTTP_PORT": str(jaeger.page), "JAEGER_OTLP_PORT": str(jaeger.otlp)}
-    with temporary_data("pricing-jaeger-") as data:
-        system = System(data, "--catalog", "none", env=IMPATIENT | env | {"PRICING_TRACE_SAMPLE_RATIO": "0"})
-        try:
-            shop = Shop(system.wait_until_ready())
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("jaeger", env=IMPATIENT | env | {"PRICING_TRACE_SAMPLE_RATIO": "0"}) as shop:
+        yield shop
 
 
 def test_one_event_is_one_trace_of_all_services_without_an_orphan(shop: Shop, jaeger: Jaeger) -> None:  # noqa: F811

@@ -18,9 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.support.shop import IMPATIENT, Shop
-from tests.support.stores import temporary_data
-from tests.support.system import System
+from tests.support.shop import Shop, shop_of_its_own
 
 EXAMPLES = 20
 """Requests per operation and mode."""
@@ -38,15 +36,9 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def odd_shop() -> Iterator[Shop]:
     """A system of its own: what is thrown at it changes every price."""
-    with temporary_data("pricing-openapi-") as data:
-        system = System(data, "--catalog", "none", env=IMPATIENT)
-        try:
-            shop = Shop(system.wait_until_ready())
-            shop.product()
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("openapi") as shop:
+        shop.product()
+        yield shop
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))

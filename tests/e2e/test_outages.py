@@ -18,9 +18,8 @@ import psutil
 import psycopg
 import pytest
 
-from tests.support.shop import IMPATIENT, Shop, problem
-from tests.support.stores import temporary_data
-from tests.support.system import PRICING, System, environment
+from tests.support.shop import IMPATIENT, Shop, problem, shop_of_its_own
+from tests.support.system import PRICING, environment
 from tests.support.waiting import eventually
 
 ENV = IMPATIENT | {"PRICING_CACHE_TTL_S": "1", "PRICING_LOG_LEVEL": "warning"}
@@ -34,14 +33,8 @@ BUSY_S = 60.0
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Shop]:
     """A system of its own, whose prices are fresh for a second."""
-    with temporary_data("pricing-outages-") as data:
-        system = System(data, "--catalog", "none", env=ENV)
-        try:
-            shop = Shop(system.wait_until_ready())
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("outages", env=ENV) as shop:
+        yield shop
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 
+from tests.support.holding import nothing_commits, someone_waits
 from tests.support.load import Load, load_on
-from tests.support.shop import Shop
-from tests.support.stores import temporary_data
+from tests.support.shop import Shop, shop_of_its_own
 from tests.support.system import System, still_running
 from tests.support.waiting import eventually
 
@@ -21,6 +21,7 @@ DRAIN_S = 20
 BUSY_S = 60
 """A busy machine takes long to import Python programs."""
 
+ENV = {"PRICING_RECALCULATION_BATCH_SIZE": "20"}
 READERS = (0.002, 0.01, 0.03, 0.1, 0.3, 0.6)
 PUBLISHERS = (0.02, 0.1)
 """Seconds between an answer and the next request: some connections are hardly ever idle, others nearly always."""
@@ -29,14 +30,8 @@ PUBLISHERS = (0.02, 0.1)
 @pytest.fixture(scope="module")
 def house() -> Iterator[Shop]:
     """A shop of our own, whose processes come and go."""
-    with temporary_data("pricing-shutdown-") as data:
-        system = System(data, "--catalog", "none", env={"PRICING_RECALCULATION_BATCH_SIZE": "20"})
-        try:
-            shop = Shop(system.wait_until_ready())
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("shutdown", env=ENV) as shop:
+        yield shop
 
 
 @contextmanager
@@ -197,21 +192,6 @@ def test_a_process_behind_the_api_leaves_and_another_goes_on(
     assert load.refused == 0
 
 
-@contextmanager
-def nothing_commits(shop: Shop, product: str) -> Iterator[None]:
-    """Hold the product's rows, so that whoever reprices it waits."""
-    with shop.another_connection() as connection:
-        connection.execute(
-            "SELECT FROM list_prices JOIN products USING (product_key) WHERE product_id = %s FOR UPDATE", [product]
-        )
-        yield
-
-
-def someone_waits(shop: Shop) -> bool:
-    count: int = shop.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")[0][0]
-    return count > 0
-
-
 @pytest.mark.parametrize("which", [parent, child])
 def test_a_worker_finishes_the_batch_in_hand(house: Shop, which: Callable[[Shop, str], list[psutil.Process]]) -> None:
     product = house.product()
@@ -270,29 +250,24 @@ def test_a_recalculation_goes_on_where_a_worker_left_it(house: Shop) -> None:
     assert all(house.causes(product, "LA") == [f"event:{task_id}"] for product in products[::50])
 
 
-def test_everything_leaves_and_what_was_accepted_is_applied_when_it_is_back() -> None:
-    with temporary_data("pricing-leaving-") as data, ExitStack() as stack:
+def test_everything_leaves_and_what_was_accepted_is_applied_when_it_is_back(house: Shop) -> None:
+    """The last one: the house is empty afterwards."""
+    products = [house.product() for _ in range(20)]
+    everything = house.system.tree()
+    with load_on(house.system.port, products, READERS, PUBLISHERS) as load:
+        busy(load)
+        began = time.monotonic()
+        assert house.system.stop() == 0
+        assert time.monotonic() - began < DRAIN_S
+    assert load.failed == []
+    assert still_running(everything) == []
+    assert "did not stop" not in house.system.said()
 
-        def start(port: int | None = None) -> Shop:
-            system = System(data, "--catalog", "none", port=port)
-            stack.callback(system.stop)
-            shop = Shop(system.wait_until_ready())
-            stack.callback(shop.close)
-            return shop
-
-        shop = start()
-        products = [shop.product() for _ in range(20)]
-        everything = shop.system.tree()
-        with load_on(shop.system.port, products, READERS, PUBLISHERS) as load:
-            busy(load)
-            began = time.monotonic()
-            assert shop.system.stop() == 0
-            assert time.monotonic() - began < DRAIN_S
-        assert load.failed == []
-        assert still_running(everything) == []
-        assert "did not stop" not in shop.system.said()
-
-        shop = start(shop.system.port)
+    with ExitStack() as stack:
+        system = System(house.system.data, "--catalog", "none", port=house.system.port, env=ENV)
+        stack.callback(system.stop)
+        shop = Shop(system.wait_until_ready())
+        stack.callback(shop.close)
         check_ledger(shop, load)
         with request_in_hand(shop):
             shop.system.process.terminate()

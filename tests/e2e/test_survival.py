@@ -2,13 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from uuid import uuid4
 
 import psutil
 import pytest
 
+from tests.support.holding import nothing_commits, someone_waits
 from tests.support.shop import Shop
 from tests.support.waiting import eventually
 
@@ -43,21 +43,6 @@ def listener(shop: Shop) -> None:
 
 def gunicorn_workers(shop: Shop) -> None:
     kill(process(shop, "api").children())
-
-
-@contextmanager
-def nothing_commits(shop: Shop, product: str) -> Iterator[None]:
-    """Hold the product's rows, so that whoever reprices it waits."""
-    with shop.another_connection() as connection:
-        connection.execute(
-            "SELECT FROM list_prices JOIN products USING (product_key) WHERE product_id = %s FOR UPDATE", [product]
-        )
-        yield
-
-
-def someone_waits(shop: Shop) -> bool:
-    count: int = shop.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")[0][0]
-    return count > 0
 
 
 def effects(shop: Shop, event_id: str) -> int:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -13,8 +14,7 @@ import pytest
 import redis
 
 from tests.support.otlp import Collector
-from tests.support.stores import temporary_data
-from tests.support.system import System, free_port
+from tests.support.system import System, free_port, system_of_its_own
 from tests.support.waiting import eventually
 
 LOCATIONS = {
@@ -185,6 +185,17 @@ def prices(versions: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(version["everyone_price"]) for version in versions]
 
 
+@contextmanager
+def shop_of_its_own(name: str, env: Mapping[str, str] = IMPATIENT) -> Iterator[Shop]:
+    """One in a system of its own, with these settings."""
+    with system_of_its_own(name, "--catalog", "none", env=env) as system:
+        shop = Shop(system)
+        try:
+            yield shop
+        finally:
+            shop.close()
+
+
 @pytest.fixture(scope="session")
 def shop(collector: Collector) -> Iterator[Shop]:
     """One system for all tests of prices, rules, events, deaths and traces; its spans go to `collector`."""
@@ -194,12 +205,6 @@ def shop(collector: Collector) -> Iterator[Shop]:
         "PRICING_TRACE_SAMPLE_RATIO": "0",
         "PRICING_METRICS_PORT": str(metrics_port),
     }
-    with temporary_data("pricing-shop-") as data:
-        system = System(data, "--catalog", "none", env=env)
-        try:
-            shop = Shop(system.wait_until_ready())
-            shop.metrics_port = metrics_port
-            yield shop
-            shop.close()
-        finally:
-            system.stop()
+    with shop_of_its_own("shop", env=env) as shop:
+        shop.metrics_port = metrics_port
+        yield shop

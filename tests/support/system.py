@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +141,17 @@ class Copy:
         running = self._process is not None and self._process.poll() is None
         return psutil.Process(self._process.pid) if running and self._process else None
 
+    def tell_to_end(self) -> None:
+        """With SIGTERM, also where it was stopped."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGCONT)
+                self._process.terminate()
+
     def stop(self, timeout_s: float = 40) -> None:
+        self.tell_to_end()
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGCONT)
-            self._process.terminate()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -181,12 +186,19 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="session")
-def system() -> Iterator[System]:
-    """The system that all end-to-end tests share, with the sample catalogue."""
-    with temporary_data("pricing-e2e-") as data:
-        system = System(data)
+@contextmanager
+def system_of_its_own(name: str, *options: str, env: Mapping[str, str] | None = None) -> Iterator[System]:
+    """A system that is ready, on data of its own; stopped at the end. `name` is in its folder's."""
+    with temporary_data(f"pricing-{name}-") as data:
+        system = System(data, *options, env=env)
         try:
             yield system.wait_until_ready()
         finally:
             system.stop()
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """The system that all end-to-end tests share, with the sample catalogue."""
+    with system_of_its_own("e2e") as system:
+        yield system
