@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.commands import fail, load_settings
-from app.commands.dlq_arguments import All, Ids, Json, Reason, Since, Type, Until, checked, means_all, wanted
+from app.commands.dlq_arguments import All, Ids, Json, checked, filtered, means_all
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
     from app.adapters.dead_letters import DeadLetters
-    from app.domain.dead_letter import DeadLetter
+    from app.domain.dead_letter import DeadLetter, Wanted
 
 dlq = typer.Typer(
     no_args_is_help=True,
@@ -33,11 +33,9 @@ _PATIENCE_S = 2.0
 
 
 @dlq.command("list")
+@filtered
 def list_letters(
-    reason: Reason = "",
-    type: Type = "",
-    since: Since = "",
-    until: Until = "",
+    filters: "Wanted",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     before: Annotated[str, typer.Option(metavar="LETTER", help="The next page: those before this one.")] = "",
     as_json: Json = False,
@@ -54,9 +52,7 @@ def list_letters(
     from app.services.dead_letters import page
 
     letters = _open()
-    found, next_before = page(
-        letters, wanted(reason, type, since, until), checked([before])[0] if before else "", limit
-    )
+    found, next_before = page(letters, filters, checked([before])[0] if before else "", limit)
     total = letters.count()
     if as_json:
         _print({"items": [letter.summary() for letter in found], "next_before": next_before, "total": total})
@@ -99,13 +95,11 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="LETTER")], as_json: J
 
 
 @dlq.command()
+@filtered
 def replay(
+    filters: "Wanted",
     letter_ids: Ids = None,
     everything: All = False,
-    reason: Reason = "",
-    type: Type = "",
-    since: Since = "",
-    until: Until = "",
     as_json: Json = False,
 ) -> None:
     """Put events into the stream again, the oldest first.
@@ -121,7 +115,6 @@ def replay(
     from app.services.dead_letters import Outcome, oldest_first, replay_all
 
     letters, outcome = _open(), Outcome()
-    filters = wanted(reason, type, since, until)
     meant: Iterable[DeadLetter]
     if means_all(letter_ids, everything, filters):
         meant = oldest_first(letters, filters)
@@ -143,13 +136,11 @@ def replay(
 
 
 @dlq.command()
+@filtered
 def discard(
+    filters: "Wanted",
     letter_ids: Ids = None,
     everything: All = False,
-    reason: Reason = "",
-    type: Type = "",
-    since: Since = "",
-    until: Until = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +152,6 @@ def discard(
     from app.services.dead_letters import discard as discard_those
 
     letters = _open()
-    filters = wanted(reason, type, since, until)
     if means_all(letter_ids, everything, filters):
         chosen = [letter.letter_id for letter in oldest_first(letters, filters)]
         if chosen and not yes and not _confirmed(f"Discard {len(chosen):,} dead letters for good?"):

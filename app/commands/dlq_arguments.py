@@ -1,9 +1,11 @@
 """What the commands of `pricing dlq` are told: which letters."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +24,27 @@ Until = Annotated[str, typer.Option(metavar="WHEN", help="Only those set aside b
 All = Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="LETTER", help="Their ids, from `pricing dlq list`.")]
 
+_FILTERS = {"reason": Reason, "type": Type, "since": Since, "until": Until}
 _AGO = re.compile(r"(\d+)\s*([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LETTER = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
-def wanted(reason: str, type_: str, since: str, until: str) -> "Wanted":
-    """The filters of a command."""
+def filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option for each filter in the place of its `filters`."""
+
+    @wraps(command)
+    def with_options(*, reason: str, type: str, since: str, until: str, **others: Any) -> None:
+        command(filters=_wanted(reason, type, since, until), **others)
+
+    options = [Parameter(name, Parameter.KEYWORD_ONLY, default="", annotation=of) for name, of in _FILTERS.items()]
+    own = [each for each in signature(command).parameters.values() if each.name != "filters"]
+    with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in [*own, *options]}
+    return with_options
+
+
+def _wanted(reason: str, type_: str, since: str, until: str) -> "Wanted":
     from app.domain.dead_letter import Wanted
     from app.domain.events import EventType
 
