@@ -13,6 +13,7 @@ from app.commands import fail, load_settings
 from app.commands.breakers import breakers
 from app.commands.dlq import dlq
 from app.commands.import_catalog import import_catalog
+from app.commands.log_level import log_level
 from app.commands.replay import replay
 from app.commands.tasks import tasks
 from app.commands.top import top
@@ -106,6 +107,7 @@ app.command()(top)
 app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)
+app.command()(log_level)
 app.add_typer(tasks, name="tasks")
 app.add_typer(dlq, name="dlq")
 

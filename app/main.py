@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from app.adapters.log_level import follow
 from app.api import dead_letters, events, health, policies, prices, problems, promotions, tasks
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from app.api.quick import QuickWay
@@ -24,7 +25,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     """The application; when its server starts it, it says which stores do not answer."""
     settings = settings or Settings()
     resources = open_api_resources(settings)
-    log = RequestLog("api", lines=settings.log_level in ("debug", "info"))
+    log = RequestLog("api")
     return RequestMiddleware(
         create_api(settings, resources, log),
         log,
@@ -41,6 +42,7 @@ def create_api(settings: Settings, resources: ApiResources, log: RequestLog) -> 
         log_settings(settings, _logger)
         app.state.resources = resources
         metrics.present("api", revision=settings.revision)
+        follow(settings)
         log.start()
         for error in await resources.start():
             _logger.warning("a store does not answer", error=str(error))

@@ -8,6 +8,7 @@ import threading
 
 import structlog
 
+from app.adapters.log_level import follow
 from app.bootstrap import open_resources
 from app.observability import metrics
 from app.observability.logging import configure_logging, log_settings
@@ -26,6 +27,7 @@ def main() -> None:
     log_settings(settings, structlog.get_logger(__name__))
     resources = open_resources(settings)
     resources.verify()
+    follow(settings)
     metrics.present("listener", revision=settings.revision)
     stopping, ring = threading.Event(), threading.Event()
 

@@ -51,6 +51,7 @@ class PricingTask(Task):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         outcome = "failed"
+        failure: Exception | None = None
         self._count_wait()
         traceparent = self._header("traceparent")
         attributes: dict[str, str | int] = {
@@ -79,16 +80,27 @@ class PricingTask(Task):
                     resources().breakers.note(self.breakers[-1], good=0 if self.tells else 1)
                 return result
             except (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError) as error:
-                outcome = "retried"
+                outcome, failure = "retried", error
                 raise self._again(error) from error
             except Exception as error:
+                failure = error
                 self._note(self.breakers[-1], error)
                 raise
             finally:
                 seconds = time.perf_counter() - started
                 metrics.task_duration.labels(self.name, outcome).observe(seconds)
                 resources().count_connections()
-                _logger.info("task", task=self.name, outcome=outcome, ms=round(seconds * 1000, 3))
+                self._log(outcome, seconds, failure)
+
+    def _log(self, outcome: str, seconds: float, failure: Exception | None) -> None:
+        """The one line of this run."""
+        said: dict[str, Any] = {"task": self.name, "outcome": outcome, "ms": round(seconds * 1000, 3)}
+        if failure is None:
+            _logger.info("task", **said)
+        elif outcome == "retried":
+            _logger.warning("task", **said, error=str(failure))
+        else:
+            _logger.error("task", **said, exc_info=failure)
 
     def _try_stores(self) -> None:
         resources().verify()

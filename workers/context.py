@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from opentelemetry.sdk.trace import TracerProvider
 
+from app.adapters.log_level import follow
 from app.bootstrap import Resources, open_resources
 from app.observability.logging import configure_logging
 from app.observability.tracing import configure_tracing, stop_tracing
@@ -22,6 +23,7 @@ _process: _Process | None = None
 def start(settings: Settings) -> None:
     global _process
     configure_logging(settings, "worker")
+    follow(settings)
     _process = _Process(open_resources(settings), configure_tracing(settings, "pricing-worker"))
 
 

@@ -72,6 +72,7 @@ def _apply_batch(held: Held, deps: Resources) -> bool:
             clock=now_ms,
             max_attempts=deps.settings.max_attempts,
         )
+    _logger.debug("batch", scope=held.scope, entries=[waiting.stream_id for waiting in batch])
     _report(held.scope, delivered)
     _count(delivered, events)
     return True

@@ -45,7 +45,7 @@ class RequestMiddleware:
                 request = request.of_span(span)
                 _describe(span, kind.route, kind)
         ended = time.perf_counter()
-        self._log.note((ended, kind, ended - began, request.trace_id, answer.quotes))
+        self._log.note((ended, kind, ended - began, request, answer.quotes))
         return b"content-type: application/json\r\ncontent-length: %d\r\ntraceparent: %b\r\n\r\n%b" % (
             len(answer.body),
             request.traceparent,
@@ -60,12 +60,13 @@ class RequestMiddleware:
         request = begin_request_trace(scope["headers"], self._sample_ratio)
         if request.sampled:
             with _span(request, scope["method"]) as span:
-                kind, at_hand = await self._serve(scope, receive, send, request.of_span(span))
+                request = request.of_span(span)
+                kind, at_hand = await self._serve(scope, receive, send, request)
                 _describe(span, scope["path"], kind)
         else:
             kind, at_hand = await self._serve(scope, receive, send, request)
         ended = time.perf_counter()
-        self._log.note((ended, kind, ended - began, request.trace_id, at_hand))
+        self._log.note((ended, kind, ended - began, request, at_hand))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[Kind, int]:
         """Answer; of what kind the request was, and how many quotes came from this process' memory at once."""

@@ -11,6 +11,7 @@ from socketserver import StreamRequestHandler, ThreadingMixIn, UnixStreamServer
 
 import structlog
 
+from app.adapters.log_level import follow
 from app.errors import InvalidInput
 from app.observability.catalogue import FOLDER, SEATS
 from app.observability.exposition import CONTENT_TYPE, SOCKET, exposition
@@ -56,6 +57,7 @@ def main() -> None:
     settings = Settings()
     configure_logging(settings, "metrics")
     log_settings(settings, _logger)
+    follow(settings)
     if SEATS is None:
         raise InvalidInput(f"set {FOLDER} to the folder that the other processes have")
     stopping = threading.Event()

@@ -11,6 +11,9 @@ from pydantic import SecretStr
 
 from app.settings import Settings
 
+_REPEATING = ("celery.worker.strategy", "celery.app.trace")
+"""They say of every task again what its own line says."""
+
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Log as JSON to standard error, everybody's records alike, with the name of the process."""
@@ -45,7 +48,14 @@ def configure_logging(settings: Settings, process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+    set_level(settings.log_level)
+
+
+def set_level(level: str) -> None:
+    """The least severe level that is written from now on. One line per request or task, unless it is debug."""
+    logging.getLogger().setLevel(level.upper())
+    for name in _REPEATING:
+        logging.getLogger(name).setLevel("NOTSET" if level == "debug" else "CRITICAL")
 
 
 def log_settings(settings: Settings, logger: Any) -> None:

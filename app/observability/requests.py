@@ -5,6 +5,7 @@ and a thread writes what has gathered. A process that is killed loses what it ha
 """
 
 import json
+import logging
 import os
 import select
 import sys
@@ -14,6 +15,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from app.observability import metrics
+from app.observability.tracing import RequestTrace
 
 _INTERVAL_S = 0.05
 _PATIENCE_S = 1.0
@@ -22,6 +24,7 @@ _PATIENCE_S = 1.0
 _PIECE = select.PIPE_BUF
 """A pipe takes so many bytes as one, whoever else writes to it, and, if it takes any now, without waiting."""
 
+_access = logging.getLogger("access")
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
 MAX_BACKLOG = 4_000_000
@@ -36,15 +39,15 @@ class Kind(NamedTuple):
     status: int
 
 
-Record = tuple[float, Kind, float, str, int]
+Record = tuple[float, Kind, float, RequestTrace, int]
 """One answered request: when it ended (as `time.perf_counter` has it), its kind, its duration in seconds, its
-trace's id, and how many quotes were answered from this process' memory, without their endpoint."""
+trace, and how many quotes were answered from this process' memory, without their endpoint."""
 
 
 class RequestLog:
-    def __init__(self, process: str, lines: bool) -> None:
-        """`lines` says whether access records are written; durations always are."""
-        self._process, self._lines = process, lines
+    def __init__(self, process: str) -> None:
+        """Access records are lines of the level info; where that is not written, durations are counted all the same."""
+        self._process = process
         self._gathered: list[Record] = []
         self.note = self._gathered.append
         self._backlog: list[bytes] = []
@@ -78,7 +81,7 @@ class RequestLog:
             method = kind.method if kind.method in metrics.METHODS else "other"
             duration = metrics.http_request_duration.labels(method, kind.route, str(kind.status))
             metrics.observe_many(duration, [record[2] for record in same])
-            if self._lines:
+            if _access.isEnabledFor(logging.INFO):
                 self._backlog += self._pieces(kind, same)
         if at_hand := sum(record[4] for record in records):
             metrics.quotes.labels("near_cache").inc(at_hand)
@@ -90,14 +93,14 @@ class RequestLog:
         rest = _json({"process": self._process, "event": "request", "level": "info", "logger": "access"})[1:]
         lines = []
         second, shown = 0, ""
-        for ended, _, seconds, trace_id, _ in records:
+        for ended, _, seconds, request, _ in records:
             at = began + ended
             if int(at) != second:
                 second = int(at)
                 shown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             lines.append(
                 f'{{"timestamp":"{shown}.{int((at - second) * 1e6):06}Z",{fields},"ms":{seconds * 1000:.3f},'
-                f'"trace_id":"{trace_id}",{rest}\n'
+                f'"trace_id":"{request.trace_id}","span_id":"{request.span_id}",{rest}\n'
             )
         fit = max(1, _PIECE // max(map(len, lines)))
         return ["".join(lines[start : start + fit]).encode() for start in range(0, len(lines), fit)]

@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from app.observability import metrics
 from app.observability.requests import MAX_BACKLOG, Kind, Record, RequestLog
+from app.observability.tracing import RequestTrace
 from tests.support.waiting import eventually
 
 BUCKETS = (0.001, 0.01, 0.1)
-TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACE = RequestTrace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", None, False)
 
 seconds = st.one_of(st.sampled_from([0.0, *BUCKETS, 0.1000001, 99.0]), st.floats(0, 1))
 
@@ -46,6 +47,11 @@ def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
     assert samples(of_together) == samples(of_alone)
 
 
+@pytest.fixture(autouse=True)
+def _access_records_are_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "access")
+
+
 def quotes() -> float:
     return metrics.quotes.labels("near_cache")._value.get()  # type: ignore[no-any-return]
 
@@ -56,6 +62,10 @@ def requests(route: str) -> float:
     return sum(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
+def numbered(trace_id: str) -> RequestTrace:
+    return RequestTrace(trace_id, TRACE.span_id, None, False)
+
+
 def record(route: str = "/api/v1/price", at_hand: int = 0) -> Record:
     return time.perf_counter(), Kind("POST", route, 200), 0.0012345, TRACE, at_hand
 
@@ -63,7 +73,7 @@ def record(route: str = "/api/v1/price", at_hand: int = 0) -> Record:
 def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    log = RequestLog("api", lines=True)
+    log = RequestLog("api")
     log.note(record())
     log.start()
     log.stop()
@@ -71,19 +81,20 @@ def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
     entry = json.loads(line)
     assert abs(datetime.fromisoformat(entry.pop("timestamp")).timestamp() - time.time()) < 60
     assert entry == {
-        "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE, "process": "api",
+        "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE.trace_id,
+        "span_id": TRACE.span_id, "process": "api",
         "event": "request", "level": "info", "logger": "access",
     }  # fmt: skip
 
 
 def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     before = quotes()
-    log = RequestLog("api", lines=True)
+    log = RequestLog("api")
     log.start()
 
     def answer(process: int) -> None:
         for n in range(2_000):
-            log.note((time.perf_counter(), Kind("POST", "/noted", 200), 0.001, f"{process}-{n}", n % 2))
+            log.note((time.perf_counter(), Kind("POST", "/noted", 200), 0.001, numbered(f"{process}-{n}"), n % 2))
 
     threads = [threading.Thread(target=answer, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -98,9 +109,10 @@ def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.Capt
 
 
 def test_where_no_lines_are_wanted_requests_are_counted_all_the_same(
-    capfdbinary: pytest.CaptureFixture[bytes],
+    capfdbinary: pytest.CaptureFixture[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = RequestLog("api", lines=False)
+    caplog.set_level("WARNING", "access")
+    log = RequestLog("api")
     log.note(record("/silent"))
     log.start()
     log.stop()
@@ -111,7 +123,7 @@ def test_where_no_lines_are_wanted_requests_are_counted_all_the_same(
 def test_a_log_that_cannot_be_written_does_not_end_the_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "wb", buffering=0) as full:  # every write fails: no space left
         monkeypatch.setattr(sys, "stderr", TextIOWrapper(full))
-        log = RequestLog("api", lines=True)
+        log = RequestLog("api")
         log.start()
         for n in range(2):
             log.note(record("/full"))
@@ -132,7 +144,7 @@ def test_a_log_that_nobody_reads_holds_up_neither_counting_nor_the_end_and_what_
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as full:
         monkeypatch.setattr(sys, "stderr", TextIOWrapper(full, write_through=True))
-        log = RequestLog("api", lines=True)
+        log = RequestLog("api")
         log.start()
         for _ in range(count):
             log.note(record("/blocked"))
