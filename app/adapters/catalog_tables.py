@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from app.adapters.database import read_columns
+from app.adapters.database import read_columns, run
 from app.adapters.schema import SIGNALS
 from app.domain.columns import ROW_KEYS, Table
 from app.domain.money import Currency, currency
@@ -37,13 +37,12 @@ class CatalogTables:
 
     def subjects(self, subjects: Collection[str], locations: Collection[str]) -> Subjects:
         """The keys of these products or categories, and of these locations, in one query."""
-        rows = self._connection.execute(
-            sa.text(
-                "SELECT 'products', product_id, product_key, NULL FROM products WHERE product_id = ANY(:subjects)"
-                " UNION ALL SELECT 'categories', name, category_key, NULL FROM categories WHERE name = ANY(:subjects)"
-                " UNION ALL SELECT 'locations', location, location_key, currency FROM locations"
-                " WHERE location = ANY(:locations)"
-            ),
+        rows = run(
+            self._connection,
+            "SELECT 'products', product_id, product_key, NULL FROM products WHERE product_id = ANY(%(subjects)s)"
+            " UNION ALL SELECT 'categories', name, category_key, NULL FROM categories WHERE name = ANY(%(subjects)s)"
+            " UNION ALL SELECT 'locations', location, location_key, currency FROM locations"
+            " WHERE location = ANY(%(locations)s)",
             {"subjects": list(subjects), "locations": list(locations)},
         )
         found = Subjects({}, {}, {})
@@ -92,15 +91,14 @@ class CatalogTables:
         table, value, position = signal_columns(signal)
         products, locations, values, positions = zip(*sorted(rows), strict=True)
         # In key order, so that two transactions that set the same rows wait instead of deadlocking.
-        self._connection.execute(
-            sa.text(
-                f"INSERT INTO {table} AS t (product_key, location_key, {value}, {position})"
-                " SELECT * FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]),"
-                " CAST(:values AS int8[]), CAST(:positions AS int8[])) ORDER BY 1, 2"
-                " ON CONFLICT (product_key, location_key) DO UPDATE"
-                f" SET {value} = excluded.{value}, {position} = excluded.{position}"
-                f" WHERE coalesce(t.{position}, 0) <= excluded.{position}"
-            ),
+        run(
+            self._connection,
+            f"INSERT INTO {table} AS t (product_key, location_key, {value}, {position})"
+            " SELECT * FROM unnest(%(products)s::int4[], %(locations)s::int4[],"
+            "   %(values)s::int8[], %(positions)s::int8[]) ORDER BY 1, 2"
+            " ON CONFLICT (product_key, location_key) DO UPDATE"
+            f" SET {value} = excluded.{value}, {position} = excluded.{position}"
+            f" WHERE coalesce(t.{position}, 0) <= excluded.{position}",
             {
                 "products": list(products),
                 "locations": list(locations),

@@ -1,7 +1,8 @@
 """PostgreSQL: the engine, migrations, whole columns in and out, and what its errors mean."""
 
+import select
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -42,6 +43,9 @@ class _ColumnDumper(Dumper):
 
 psycopg.adapters.register_dumper(np.ndarray, _ColumnDumper)
 
+NOW_MS = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8"
+"""The time, in ms since 1970, by the server's clock."""
+
 
 _LONGEST_CONNECT_S = 5
 
@@ -56,9 +60,14 @@ def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None, idl
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=patience_s,
-        pool_pre_ping=True,
         connect_args={"connect_timeout": max(2, round(patience_s)), "application_name": "pricing"} | _KEEPALIVE,
     )
+
+    @sa.event.listens_for(engine, "checkout")
+    def replace_if_ended(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+        if connection.closed or _has_something_to_read(connection):
+            raise sa.exc.InvalidatePoolError
+
     if answer_s is not None:
 
         @sa.event.listens_for(engine, "do_connect")
@@ -79,6 +88,14 @@ def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None, idl
 
 # A server whose machine is gone says nothing; without these, that is noticed after hours.
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
+
+def _has_something_to_read(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has said something unasked: as a rule, that the connection is over. Finding that out costs no
+    round trip, as asking would."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _ImpatientConnection(psycopg.Connection[Any]):
@@ -153,30 +170,52 @@ def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str
 
     Each column comes as one binary array, so there is no Python object per value, and not even one per row.
     """
+    return ask_columns(connection, select, parameters, dtype)()
+
+
+def ask_columns(
+    connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]
+) -> Callable[[], Table]:
+    """As `read_columns`, for a block of `together`: call what it gives when that is over."""
     names = dtype.names or ()
     aggregates = ", ".join(f"array_send(array_agg({name}))" for name in names)
-    cursor = _cursor(connection)
-    cursor.execute(f"SELECT {aggregates} FROM ({select}) rows ({', '.join(names)})", parameters, binary=True)
-    arrays: tuple[bytes | None, ...] = cursor.fetchone() or (None,)
-    if None in arrays:
-        return np.empty(0, dtype)
-    columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
-    table = np.empty(len(columns[0]), dtype)
-    for name, column in zip(names, columns, strict=True):
-        table[name] = column["value"]
-    return table
+    answer = run(connection, f"SELECT {aggregates} FROM ({select}) rows ({', '.join(names)})", parameters)
+
+    def read() -> Table:
+        arrays: tuple[bytes | None, ...] = answer.fetchone() or (None,)
+        if None in arrays:
+            return np.empty(0, dtype)
+        columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
+        table = np.empty(len(columns[0]), dtype)
+        for name, column in zip(names, columns, strict=True):
+            table[name] = column["value"]
+        return table
+
+    return read
 
 
-def read_lists(
+def ask_lists(
     connection: sa.Connection, select: str, parameters: Mapping[str, Any], columns: Sequence[str]
-) -> list[list[Any]]:
-    """The columns of a query of any types, each as one list: less work than a tuple per row."""
+) -> Callable[[], list[list[Any]]]:
+    """The columns of a query of any types, each as one list: less work than a tuple per row. Call what it gives, after
+    the block where it was asked in one of `together`."""
     aggregates = ", ".join(f"coalesce(array_agg({name}), '{{}}')" for name in columns)
-    cursor = _cursor(connection)
-    cursor.execute(f"SELECT {aggregates} FROM ({select}) rows ({', '.join(columns)})", parameters, binary=True)
-    found = cursor.fetchone()
-    assert found is not None
-    return list(found)
+    answer = run(connection, f"SELECT {aggregates} FROM ({select}) rows ({', '.join(columns)})", parameters)
+    return lambda: list(answer.fetchone() or ())
+
+
+def run(connection: sa.Connection, statement: str, parameters: Mapping[str, Any]) -> psycopg.Cursor[Any]:
+    """Execute a statement, past SQLAlchemy, which takes as long for a small one as PostgreSQL does."""
+    return _cursor(connection).execute(statement, parameters, binary=True)
+
+
+@contextmanager
+def together(connection: sa.Connection) -> Iterator[None]:
+    """What is `run` and asked in this block goes to the server at once: one wait instead of one for each. They are
+    statements one after the other all the same: each sees what was committed until it begins. Answers can be read, and
+    errors come, when the block is over. SQLAlchemy has nothing to do here: it reads each answer at once."""
+    with _driver(connection).pipeline():
+        yield
 
 
 def write_columns(connection: sa.Connection, table: str, fixed: Table, varying: Mapping[str, Sequence[bytes]]) -> None:
@@ -222,6 +261,10 @@ def write_rows(connection: sa.Connection, table: str, types: Mapping[str, str], 
 
 
 def _cursor(connection: sa.Connection) -> psycopg.Cursor[Any]:
+    return _driver(connection).cursor()
+
+
+def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
-    return driver.cursor()
+    return driver

@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
-from app.adapters.schema import fences, outbox, processed_events
+from app.adapters.database import run
+from app.adapters.schema import outbox, processed_events
 from app.domain.rows import RowScope
 from app.errors import LockLost
 
@@ -22,14 +22,14 @@ class EventTables:
         if not events:
             return set()
         ids = sorted(events)  # in one order, so that two transactions that claim the same wait instead of deadlocking
-        statement = sa.text(
-            "INSERT INTO processed_events (event_id, scopes)"
-            " SELECT event_id, CAST(scopes AS jsonb)"
-            " FROM unnest(CAST(:ids AS text[]), CAST(:scopes AS text[])) AS n (event_id, scopes)"
-            " ON CONFLICT DO NOTHING RETURNING event_id"
+        new = run(
+            self._connection,
+            "INSERT INTO processed_events (event_id, scopes) SELECT event_id, scopes::jsonb"
+            " FROM unnest(%(ids)s::text[], %(scopes)s::text[]) AS n (event_id, scopes)"
+            " ON CONFLICT DO NOTHING RETURNING event_id",
+            {"ids": ids, "scopes": [_noted(events[event_id]) for event_id in ids]},
         )
-        parameters = {"ids": ids, "scopes": [_noted(events[event_id]) for event_id in ids]}
-        return set(self._connection.execute(statement, parameters).scalars())
+        return {event_id for (event_id,) in new}
 
     def release(self, event_id: str) -> None:
         """It was not processed after all."""
@@ -78,15 +78,13 @@ class EventTables:
 
     def check_fence(self, scope: str, token: int) -> None:
         """Let only the newest holder of a scope's lock write. Raises `LockLost` for an older token."""
-        statement = insert(fences).values(scope=scope, token=token)
-        newest = self._connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=[fences.c.scope],
-                set_={"token": statement.excluded.token},
-                where=fences.c.token <= statement.excluded.token,
-            ).returning(fences.c.token)
-        ).scalar_one_or_none()
-        if newest is None:
+        newest = run(
+            self._connection,
+            "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s)"
+            " ON CONFLICT (scope) DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
+            {"scope": scope, "token": token},
+        )
+        if newest.fetchone() is None:
             raise LockLost(f"the lock on {scope} was taken over by a newer holder")
 
 

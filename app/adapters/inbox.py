@@ -5,8 +5,8 @@ had taken. Only a scope's holder takes from its inbox or settles: each script co
 the newest that was given. Putting an entry in twice changes nothing, and one that is acknowledged stays out.
 
 Entries of a failed batch become suspects: they are kept apart with the time of their next try, and are tried in
-ever smaller company, in the end alone, so that a poisonous one takes no others with it. `trying:<scope>` names the
-batch that is being applied; a holder that finds it knows that the last one died with that batch in hand.
+ever smaller company, in the end alone, so that a poisonous one takes no others with it. `trying:<scope>` has
+the holder's token and the batch that is being applied; who finds another's knows that it died with that batch in hand.
 """
 
 import json
@@ -48,15 +48,13 @@ class Inboxes:
     def put(self, entries: Mapping[str, Sequence[str]]) -> dict[str, int]:
         """Put stream ids that are not acknowledged into the inboxes of their scopes, in one round trip; how many wait
         in each now."""
-        with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
-            for scope, stream_ids in entries.items():
-                scored = (part for stream_id in stream_ids for part in (_score(stream_id), stream_id))
-                self._put(
-                    keys=[_inbox(scope), _suspects(scope), "inboxes", self._names.stream],
-                    args=[self._names.group, scope, *scored],
-                    client=pipeline,
-                )
-            waiting: list[int] = pipeline.execute()
+        keys, arguments = ["inboxes", self._names.stream], [self._names.group]
+        for scope, stream_ids in entries.items():
+            keys += [_inbox(scope), _suspects(scope)]
+            arguments += [scope, str(len(stream_ids))]
+            arguments += (part for stream_id in stream_ids for part in (str(_score(stream_id)), stream_id))
+        with unavailable_if_down():
+            waiting: list[int] = self._put(keys=keys, args=arguments)
         return dict(zip(entries, waiting, strict=True))
 
     def waiting(self) -> dict[str, int]:
@@ -78,12 +76,15 @@ class Inboxes:
 
     def take(self, held: Held, limit: int) -> list[Waiting]:
         """The next entries to be applied together, the oldest first, at most `limit`."""
-        with _as_holder():
-            died: Any = self._client.get(_trying(held.scope))
-            if died is not None:
-                self._note_death(held, died.decode().split())
-            taken = self._take(keys=self._keys(held), args=[held.token, limit, json.dumps(TOGETHER)])
+        taken = self._taken(held, limit)
+        if isinstance(taken, bytes):
+            self._note_death(held, taken.decode().split()[1:])
+            taken = self._taken(held, limit)
         return [_waiting(stream_id.decode(), event, failure) for stream_id, event, failure in taken]
+
+    def _taken(self, held: Held, limit: int) -> Any:
+        with _as_holder():
+            return self._take(keys=self._keys(held), args=[held.token, limit, json.dumps(TOGETHER)])
 
     def put_back(self, held: Held) -> None:
         """The batch in hand was not applied, for reasons that are not its own. Waits for Redis a while."""

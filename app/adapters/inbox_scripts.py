@@ -1,15 +1,22 @@
 """The scripts of `inbox`: each is one step, and safe to run twice, because an answer may be lost."""
 
-# KEYS: inbox, suspects, inboxes, stream. ARGV: group, scope, then score and id of each entry.
+# KEYS: inboxes, stream, then inbox and suspects of each scope. ARGV: group, then of each scope: its name, how many
+# entries follow, and their scores and ids. Gives how many are in each inbox.
 PUT = """
-for i = 3, #ARGV, 2 do
-    local id = ARGV[i + 1]
-    if #redis.pcall('XPENDING', KEYS[4], ARGV[1], id, id, 1) > 0 and not redis.call('ZSCORE', KEYS[2], id) then
-        redis.call('ZADD', KEYS[1], ARGV[i], id)
+local at, sizes = 2, {}
+for key = 3, #KEYS, 2 do
+    local inbox, suspects, scope, entries = KEYS[key], KEYS[key + 1], ARGV[at], tonumber(ARGV[at + 1])
+    for i = at + 2, at + 2 * entries, 2 do
+        local id = ARGV[i + 1]
+        if #redis.pcall('XPENDING', KEYS[2], ARGV[1], id, id, 1) > 0 and not redis.call('ZSCORE', suspects, id) then
+            redis.call('ZADD', inbox, ARGV[i], id)
+        end
     end
+    redis.call('SADD', KEYS[1], scope)
+    sizes[#sizes + 1] = redis.call('ZCARD', inbox)
+    at = at + 2 + 2 * entries
 end
-redis.call('SADD', KEYS[3], ARGV[2])
-return redis.call('ZCARD', KEYS[1])
+return sizes
 """
 
 # The scripts of holders have the same first keys and arguments. KEYS: fence, inbox, suspects, trying, failures, stream.
@@ -19,8 +26,11 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('LOCKLOST
 """
 
 # ARGV: most entries, sizes of groups of suspects as JSON. Fresh entries and suspects have their turn in the order
-# in which they could have been taken: neither can keep the other waiting for ever.
+# in which they could have been taken: neither can keep the other waiting for ever. What is in hand was left there by a
+# holder that died, and only its ids are given, unless the holder is this one, whose answer was lost.
 TAKE = f"""{_HOLDER}
+local in_hand = redis.call('GET', KEYS[4])
+if in_hand and string.match(in_hand, '^%S+') ~= ARGV[1] then return in_hand end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local sizes = cjson.decode(ARGV[3])
@@ -39,7 +49,7 @@ if #due > 0 and (#ids == 0 or tonumber(due[2]) <= tonumber(string.match(ids[1], 
     end
 end
 if #ids == 0 then return {{}} end
-redis.call('SET', KEYS[4], table.concat(ids, ' '))
+redis.call('SET', KEYS[4], ARGV[1] .. ' ' .. table.concat(ids, ' '))
 local taken = {{}}
 for _, id in ipairs(ids) do
     local entry = redis.call('XRANGE', KEYS[6], id, id)[1]

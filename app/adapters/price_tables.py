@@ -1,13 +1,13 @@
 """Price sheets and their history: what a repricing reads and writes inside one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from app.adapters import row_inputs
-from app.adapters.database import read_columns, read_lists, write_columns
+from app.adapters.database import NOW_MS, ask_columns, ask_lists, read_columns, run, together, write_columns
 from app.domain.columns import NEVER, ROW_KEYS, Column, RowKey, Table
 from app.domain.money import currency
 from app.domain.rows import RowScope, StoredInputs
@@ -22,6 +22,7 @@ _HISTORY = np.dtype(
 )
 
 _VERSIONS = np.dtype([("version", np.int64)])
+_NOW = np.dtype([("ms", np.int64)])
 
 _EPOCH_MS = 946_684_800_000
 """PostgreSQL's timestamps are microseconds since 2000."""
@@ -38,7 +39,15 @@ class PriceTables:
 
     def inputs(self, keys: Table) -> StoredInputs:
         """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-        return row_inputs.inputs(self._connection, keys)
+        return row_inputs.ask_inputs(self._connection, keys)()
+
+    def hold(self, keys: Table) -> tuple[StoredInputs, int]:
+        """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock."""
+        with together(self._connection):
+            row_inputs.lock(self._connection, keys)
+            now = ask_columns(self._connection, NOW_MS, {}, _NOW)
+            inputs = row_inputs.ask_inputs(self._connection, keys)
+        return inputs(), int(now()["ms"][0])
 
     def inputs_between(
         self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], *, hold: bool = False
@@ -98,38 +107,34 @@ class PriceTables:
 
     def labels(self, products: Column, policies: Column, promotions: Column) -> Labels:
         """The public names of these keys, and of all locations."""
-        locations = self._connection.execute(sa.text("SELECT location_key, location, currency FROM locations"))
+        with together(self._connection):
+            at = run(self._connection, "SELECT location_key, location, currency FROM locations", {})
+            ids = self._ask_named("products", ("product_key", "product_id"), products)
+            of_policies = self._ask_named("policies", ("policy_key", "policy_id", "name"), policies)
+            of_promotions = self._ask_named("promotions", ("promotion_key", "promotion_id", "name"), promotions)
         return Labels(
-            products=dict(zip(*self._named("products", ("product_key", "product_id"), products), strict=True)),
-            locations={key: (location, currency(code)) for key, location, code in locations},
-            policies=self._labelled("policies", ("policy_key", "policy_id", "name"), policies),
-            promotions=self._labelled("promotions", ("promotion_key", "promotion_id", "name"), promotions),
+            products=dict(zip(*ids(), strict=True)),
+            locations={key: (location, currency(code)) for key, location, code in at},
+            policies=_labels(*of_policies()),
+            promotions=_labels(*of_promotions()),
         )
 
-    def _labelled(self, table: str, columns: tuple[str, str, str], keys: Column) -> dict[int, Label]:
-        found, ids, names = self._named(table, columns, keys)
-        return dict(zip(found, map(Label, ids, names), strict=True))
-
-    def _named(self, table: str, columns: tuple[str, ...], keys: Column) -> list[list[Any]]:
+    def _ask_named(self, table: str, columns: tuple[str, ...], keys: Column) -> Callable[[], list[list[Any]]]:
         """These columns of a table, of the rows whose first column is among `keys`."""
-        if not len(keys):
-            return [[] for _ in columns]
         select = f"SELECT {', '.join(columns)} FROM {table} WHERE {columns[0]} = ANY(%(keys)s::int4[])"
-        return read_lists(self._connection, select, {"keys": np.unique(keys)}, columns)
+        return ask_lists(self._connection, select, {"keys": np.unique(keys)}, columns)
 
     def store(self, new: Table, payloads: Sequence[bytes], causes: str | Sequence[str]) -> None:
         """Make these sheets (dtype `NEW_SHEETS`, as JSON in `payloads`) the current ones, and history; the cause is one
         for all, or one each. The rows are locked."""
-        self._connection.execute(
-            sa.text(
-                "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
-                " SELECT product_key, location_key, version, digest, to_timestamp(nullif(ms, :never) / 1000.0)"
-                " FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[]), CAST(:versions AS int8[]),"
-                "   CAST(:digests AS int8[]), CAST(:valid_until AS int8[]))"
-                "   AS n (product_key, location_key, version, digest, ms)"
-                " ON CONFLICT (product_key, location_key) DO UPDATE"
-                " SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until"
-            ),
+        run(
+            self._connection,
+            "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
+            " SELECT product_key, location_key, version, digest, to_timestamp(nullif(ms, %(never)s) / 1000.0)"
+            " FROM unnest(%(products)s::int4[], %(locations)s::int4[], %(versions)s::int8[], %(digests)s::int8[],"
+            "   %(valid_until)s::int8[]) AS n (product_key, location_key, version, digest, ms)"
+            " ON CONFLICT (product_key, location_key) DO UPDATE"
+            " SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until",
             row_inputs.key_parameters(new)
             | {
                 "versions": new["version"],
@@ -140,6 +145,10 @@ class PriceTables:
         )
         said = [causes.encode()] * len(new) if isinstance(causes, str) else [cause.encode() for cause in causes]
         write_columns(self._connection, "price_history", _history(new), {"cause": said, "sheet": payloads})
+
+
+def _labels(keys: list[int], ids: list[str], names: list[str]) -> dict[int, Label]:
+    return dict(zip(keys, map(Label, ids, names), strict=True))
 
 
 def _history(new: Table) -> Table:

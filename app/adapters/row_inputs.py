@@ -4,13 +4,13 @@ A planner that sees many keys would rather read whole tables. So scattered rows 
 neighbours are read as one range of each table and put together here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from app.adapters.database import read_columns
+from app.adapters.database import ask_columns, read_columns, run
 from app.adapters.row_scans import rows_between
 from app.domain.columns import ABSENT, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
 from app.domain.rows import RowScope, StoredInputs
@@ -39,7 +39,7 @@ _OF_THESE = """
 """
 
 _LOCK_THESE = """
-    SELECT FROM unnest(CAST(:products AS int4[]), CAST(:locations AS int4[])) AS k (product_key, location_key)
+    SELECT FROM unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)
     CROSS JOIN LATERAL (
         SELECT FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) FOR NO KEY UPDATE
     ) lp
@@ -65,12 +65,14 @@ _LOCATIONS = _columns("location_key", "currency_number")
 
 def lock(connection: sa.Connection, keys: Table) -> None:
     """Hold these rows' list prices (dtype `ROW_KEYS`), in key order, until the transaction ends."""
-    connection.execute(sa.text(_LOCK_THESE), key_parameters(np.sort(keys)))
+    run(connection, _LOCK_THESE, key_parameters(np.sort(keys)))
 
 
-def inputs(connection: sa.Connection, keys: Table) -> StoredInputs:
-    """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-    return _split(read_columns(connection, _OF_THESE, key_parameters(keys), _STORED))
+def ask_inputs(connection: sa.Connection, keys: Table) -> Callable[[], StoredInputs]:
+    """Those of `keys` (dtype `ROW_KEYS`) that have a list price: call what it gives, after the block where it was asked
+    in one of `together`."""
+    read = ask_columns(connection, _OF_THESE, key_parameters(keys), _STORED)
+    return lambda: _split(read())
 
 
 def inputs_between(

@@ -7,7 +7,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from app.adapters.database import read_columns
+from app.adapters.database import ask_columns, run, together
 from app.adapters.rule_rows import policy_row, promotion_row, row_to_policy, row_to_promotion
 from app.adapters.schema import categories, departments, locations, policies, products, promotions, rule_removals
 from app.domain.columns import NEVER, POLICIES, PROMOTIONS, TIERS, Rules, Table
@@ -71,7 +71,7 @@ class RuleTables:
     def hold_rules(self) -> None:
         """For whoever prices rows for the first time: until this transaction ends, no rule's rows are looked up.
         A rule that is committed meanwhile would neither be seen here nor find these rows."""
-        self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_NEW_ROWS)))
+        run(self._connection, "SELECT pg_advisory_xact_lock_shared(%(number)s)", {"number": _NEW_ROWS})
 
     def hold_new_rows(self) -> None:
         """For whoever looks up a rule's rows: waits for those that are being priced for the first time, and lets no
@@ -89,10 +89,12 @@ class RuleTables:
             concerns = _CONCERNS_FEW
             parameters |= {"products": products, "locations": np.unique(keys["location_key"])}
 
-        def read(select: str, dtype: np.dtype[Any]) -> Table:
-            return read_columns(self._connection, select.format(concerns=concerns), parameters, dtype)
-
-        return Rules(read(_POLICIES, POLICIES), read(_TIERS, TIERS), read(_PROMOTIONS, PROMOTIONS))
+        with together(self._connection):
+            answers = [
+                ask_columns(self._connection, select.format(concerns=concerns), parameters, dtype)
+                for select, dtype in ((_POLICIES, POLICIES), (_TIERS, TIERS), (_PROMOTIONS, PROMOTIONS))
+            ]
+        return Rules(*(read() for read in answers))
 
     def save_policy(self, policy: Policy, position: int, *, new: bool = False, by_hand: bool = False) -> bool:
         """Create or replace, unless something newer than `position` was said of it; false then. What is done by hand is

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
 from opentelemetry.trace import SpanKind
 
 from app.adapters.catalog_tables import CatalogTables
-from app.adapters.database import unavailable_if_down
+from app.adapters.database import NOW_MS, together, unavailable_if_down
 from app.adapters.event_tables import EventTables
 from app.adapters.part_tables import PartTables
 from app.adapters.price_tables import PriceTables
@@ -36,10 +36,13 @@ class Transaction:
         self.supposed = SupposedRules(connection, self.rules)
         self.tasks = TaskTables(connection)
 
+    def together(self) -> AbstractContextManager[None]:
+        """A block of `lock` and `set_signals`, which wait for their answers together: see `database.together`."""
+        return together(self._connection)
+
     def now_ms(self) -> int:
         """The time, in ms since 1970, by the clock of the database, whichever machine asks."""
-        now = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8")
-        return int(self._connection.execute(now).scalar_one())
+        return int(self._connection.execute(sa.text(NOW_MS)).scalar_one())
 
 
 class Store:

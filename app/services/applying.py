@@ -209,9 +209,10 @@ def _set_signals(tx: Transaction, changes: Sequence[_SignalChange], effects: _Ef
         for key in () if change.keys is None else change.keys.tolist():
             rows[change.signal][key] = (change.value, change.item.position)
     # All of them, in key order, before any is written: in the order of the stream, batches would deadlock.
-    tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
-    for signal in sorted(rows):
-        tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
+    with tx.together():
+        tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
+        for signal in sorted(rows):
+            tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
     for change in changes:
         if change.keys is None:
             signal_change = SignalChange(change.signal, change.value, change.item.position)

@@ -26,8 +26,8 @@ def reprice(tx: Transaction, keys: Table, cause: str | Causes) -> list[EncodedSh
     """
     if not len(keys):
         return []
-    tx.prices.lock(keys)
-    return _store_changed(tx, tx.prices.inputs(keys), tx.now_ms(), cause)
+    stored, as_of = tx.prices.hold(keys)
+    return _store_changed(tx, stored, as_of, cause)
 
 
 def reprice_between(

@@ -457,7 +457,7 @@ def test_whoever_lost_the_lock_writes_nothing_and_leaves_the_batch_to_the_new_ho
     with pytest.raises(LockLost):
         service.turn(before=somebody_else_takes_over)
     assert (service.processed(), service.pending(), service.failures()) == (set(), stream_ids, 0)
-    assert service.valkey.get("trying:a") == stream_ids[0].encode(), "the new holder's batch is in its hands still"
+    assert (service.valkey.get("trying:a") or b"").split()[1:] == [stream_ids[0].encode()], "the new holder's, still"
 
 
 def test_an_event_that_is_in_the_stream_twice_is_applied_once_and_acknowledged_twice(service: Service) -> None:

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.adapters.database import make_engine
-from app.adapters.store import Store
+from app.adapters.store import Store, Transaction
 from app.errors import Unavailable
 
 
@@ -55,6 +55,25 @@ def test_a_transaction_whose_process_hangs_is_ended_and_others_get_its_rows(data
         assert not tx.events.processed("late"), "and it has a new connection"
     hanging.close()
     others.close()
+
+
+def test_nobody_notices_that_the_server_has_ended_idle_connections(database_url: str) -> None:
+    store = Store(make_engine(database_url, pool_size=2))
+    with store.transaction() as one, store.transaction() as other:
+        one.events.claim({"a": []})
+        ended = {_pid(one), _pid(other)}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for pid in ended:
+            # Waits up to 5 s until it has ended.
+            assert connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pid]).fetchone() == (True,)
+    with store.transaction() as one, store.transaction() as other:
+        assert ended.isdisjoint({_pid(one), _pid(other)})
+        assert one.events.processed("a")
+    store.close()
+
+
+def _pid(tx: Transaction) -> int:
+    return int(tx._connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
 
 
 def test_a_server_that_only_reads_is_not_available(store: Store, database_url: str) -> None:
