@@ -42,7 +42,7 @@ survival: .venv/.dev ## two minutes of faults, and many events in disorder
 chaos: .venv/.dev ## ten minutes of faults: make chaos ARGS="--seed 7 --minutes 30"
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: .venv/.dev ## how fast prices are read: make bench ARGS=--quick
+bench: .venv/.dev ## how fast prices are read, changed and recalculated: make bench ARGS=--quick
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
 jaeger: ## get Jaeger and start it: `make run` in another terminal sends its traces there

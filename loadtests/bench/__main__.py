@@ -1,4 +1,4 @@
-"""Measure the read path: python -m loadtests.bench [--quick] [--only NAME …] [--seconds S] [--data FOLDER] …"""
+"""Measure the service: python -m loadtests.bench [--quick] [--only NAME …] [--seconds S] [--data FOLDER] …"""
 
 import argparse
 import os
@@ -14,10 +14,11 @@ from loadtests.bench import questions, results
 from loadtests.bench.journeys import events
 from loadtests.bench.load import need_wrk
 from loadtests.bench.measures import READS, Bench
+from loadtests.bench.recalculation import recalculation
 from loadtests.bench.results import Result
 from loadtests.bench.servers import Product
 
-ALL = READS | {"events": events}
+ALL = READS | {"events": events, "recalculation": recalculation}
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def measure(
         seconds=options.seconds or 1,
         rounds=5 if options.quick else 15,
         soak_s=options.soak or (60 if options.quick else 600),
+        quick=options.quick,
         say=lambda text: console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True),
     )
     measured: list[Result] = []
@@ -68,7 +70,9 @@ def measure(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description="Measures the read path.")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.bench", description="Measures how fast prices are read, changed and recalculated."
+    )
     parser.add_argument("--quick", action="store_true", help="a few minutes; no page is written")
     parser.add_argument("--only", action="append", choices=ALL, help="one part; may be given more than once")
     parser.add_argument("--seconds", type=float, help="length of one run")

@@ -33,7 +33,8 @@ SERVICE = {"BENCH_WORKER_CLASS": "gunicorn_config.PricingWorker"}
 
 @dataclass
 class Bench:
-    """What a measurement works with. `seconds` is the length of one run, `soak_s` of the load on the memory."""
+    """What a measurement works with. `seconds` is the length of one run, `soak_s` of the load on the memory;
+    `quick` leaves the largest out."""
 
     product: Product
     folder: Path
@@ -42,6 +43,7 @@ class Bench:
     seconds: float
     rounds: int
     soak_s: float
+    quick: bool
     say: Callable[[str], None]
     warm_s: float = 4
     answer_bytes: int = 700

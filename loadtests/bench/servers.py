@@ -54,7 +54,11 @@ class Product(Server):
 
     @property
     def master(self) -> psutil.Process:
-        return psutil.Process(next(p["pid"] for p in self._running()["processes"] if p["name"] == "api"))
+        return psutil.Process(self.pid_of("api"))
+
+    def pid_of(self, name: str) -> int:
+        """The process that `pricing up` calls so."""
+        return next(p["pid"] for p in self._running()["processes"] if p["name"] == name)
 
     @property
     def stores(self) -> dict[str, str]:
