@@ -26,7 +26,10 @@ SILENCE_S = 5.0
 """A subscription that is half-open looks like one on which nothing happens, except for our own heartbeat."""
 
 SAME_MESSAGE_WINDOW_S = 5
-"""Equal messages within this time are one: every listener hears each, and not all at the same moment."""
+"""Equal messages without an id within this time are one: every listener hears each, and not all at the same moment."""
+
+SAME_REFUSAL_WINDOW_S = 60
+"""Malformed ones are longer the same: more than one letter about them tells nobody anything."""
 
 
 class Doorbell(threading.Thread):
@@ -70,12 +73,10 @@ class Doorbell(threading.Thread):
 def take_over(channel: EventChannel, publisher: Publisher, message: bytes) -> None:
     """Put somebody's message into the stream, once however many listeners do so; a malformed one is set
     aside with the reason. Raises `Unavailable`."""
-    event_id, first = channel.hear(message, SAME_MESSAGE_WINDOW_S)
     try:
-        event = _event_of(message, event_id)
+        event = _event_of(channel, message)
     except MalformedEvent as error:
-        if first:
-            channel.refuse(message, str(error))
+        channel.refuse(message, str(error), SAME_REFUSAL_WINDOW_S)
         return
     with consumer_span("take over market_events", [event.traceparent], {"messaging.system": "redis"}):
         _, new = publisher.publish(event)
@@ -83,7 +84,8 @@ def take_over(channel: EventChannel, publisher: Publisher, message: bytes) -> No
         metrics.events_published.labels(event.type.value, "channel").inc()
 
 
-def _event_of(message: bytes, event_id: str) -> Event:
+def _event_of(channel: EventChannel, message: bytes) -> Event:
     if message.strip(b'" \r\n\t') == BARE_RECALCULATE.encode():
+        event_id = channel.name(message, SAME_MESSAGE_WINDOW_S)
         return Event(id=event_id, type=EventType.RECALCULATE, source="/channel", time=datetime.now(UTC))
     return decode_event(message)

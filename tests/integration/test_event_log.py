@@ -97,19 +97,36 @@ def test_trimming_drops_what_every_group_is_done_with_and_nothing_else(
     assert [entry.stream_id for entry in log.read("me", 10)] == ids[4:]
 
 
-def test_a_message_is_heard_first_by_one_of_many(valkey: redis.Redis) -> None:
-    channel = EventChannel(valkey, NAMES)
-    heard = [channel.hear(b"ding", 5) for _ in range(3)]
-    assert [first for _, first in heard] == [True, False, False]
-    assert len({own_id for own_id, _ in heard}) == 1
-    assert channel.hear(b"dong", 5)[1]
-
-
-def test_a_message_whose_first_hearing_was_not_answered_is_still_heard_first(valkey_url: str) -> None:
-    lossy = LossyClient(valkey_url)
+def test_all_who_hear_a_message_without_an_id_give_it_the_same(valkey: redis.Redis, valkey_url: str) -> None:
+    channel, lossy = EventChannel(valkey, NAMES), LossyClient(valkey_url)
     with lossy.losing():
-        assert EventChannel(lossy.client, NAMES).hear(b"ding", 5)[1]
+        named = EventChannel(lossy.client, NAMES).name(b"ding", 5)
     lossy.client.close()
+    assert {channel.name(b"ding", 5) for _ in range(3)} == {named}
+    assert channel.name(b"dong", 5) != named
+
+
+def test_a_malformed_message_is_set_aside_once_by_whoever_hears_it(valkey: redis.Redis, valkey_url: str) -> None:
+    channel, lossy = EventChannel(valkey, NAMES), LossyClient(valkey_url)
+    assert channel.refuse(b"ding", "no event", 60)
+    other = EventChannel(lossy.client, NAMES)
+    with lossy.losing():
+        other.refuse(b"dong", "no event", 60)
+    lossy.client.close()
+    assert [channel.refuse(message, "no event", 60) for message in (b"ding", b"dong", b"ding")] == [False] * 3
+    letters = [fields for _, fields in valkey.xrange("d")]
+    assert [letter[b"event"] for letter in letters] == [b"ding", b"dong"]
+    now_ms = valkey.time()[0] * 1000
+    assert all(now_ms - 60_000 < int(letter[b"first_failed_at"]) <= now_ms + 1_000 for letter in letters)
+
+
+def test_a_malformed_message_is_not_lost_where_its_letter_cannot_be_written(valkey: redis.Redis) -> None:
+    channel = EventChannel(valkey, NAMES)
+    valkey.set("d", "no stream")
+    with pytest.raises(redis.ResponseError):
+        channel.refuse(b"ding", "no event", 60)
+    valkey.delete("d")
+    assert channel.refuse(b"ding", "no event", 60), "another listener sets it aside"
 
 
 def test_positions_order_as_stream_ids_do() -> None:
