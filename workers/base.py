@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 from opentelemetry import trace
 
 from app import stopping
-from app.adapters.task_queue import SENT_AT
+from app.adapters.task_queue import HINTED_SCOPE, SENT_AT
 from app.errors import Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import context_of
@@ -70,7 +70,8 @@ class PricingTask(Task):
             try:
                 state = resources().breakers.let_through(self.breakers)
                 if state is BreakerState.OPEN:
-                    outcome = "held_back"  # a listener gives a new hint once it may be tried
+                    outcome = "held_back"
+                    self._withdraw_hint()
                     return None
                 if state is BreakerState.HALF_OPEN:
                     self._try_stores()
@@ -102,22 +103,26 @@ class PricingTask(Task):
         else:
             _logger.error("task", **said, exc_info=failure)
 
+    def _withdraw_hint(self) -> None:
+        """A listener gives a new one, each second, so that the work is tried as soon as it may be."""
+        scope = self._header(HINTED_SCOPE)
+        if scope is not None:
+            resources().locks.withdraw_hint(scope)
+
     def _try_stores(self) -> None:
         resources().verify()
         for name in self.breakers[:-1]:
             resources().breakers.note(name, good=1)
 
     def _again(self, error: Exception) -> Exception:
-        """What to raise so that Celery repeats the task later; the error itself after the last time."""
+        """What to raise so that Celery repeats the task later. After `max_retries` times raises the error itself."""
         if isinstance(error, Unavailable) and error.upstream in self.breakers:
             self._note(error.upstream, error)
         retries = self.request.retries or 0
-        if retries >= self.max_retries:
-            return error
-        metrics.task_retries.labels(self.name, _reason(error)).inc()
         asked_s = getattr(error, "retry_after_s", 0)
         jitter_s = random.uniform(0, min(FIRST_WAIT_S * 2**retries, LONGEST_WAIT_S))  # noqa: S311 - spreads load only
         again: Exception = self.retry(exc=error, countdown=asked_s + jitter_s, throw=False)
+        metrics.task_retries.labels(self.name, _reason(error)).inc()
         return again
 
     def _header(self, name: str) -> str | None:

@@ -91,6 +91,11 @@ class Locks:
             earlier: Any = self._client.set(_hint(scope), own, nx=True, get=True, px=int(life_s * 1000))
         return earlier in (None, own)
 
+    def withdraw_hint(self, scope: str) -> None:
+        """The task has come, and will not ask: the next one need not wait until it is taken for lost."""
+        with unavailable_if_down():
+            self._client.delete(_hint(scope))
+
     def idle(self, scopes: Sequence[str]) -> list[str]:
         """Those whose lock nobody holds and for which no hint is on its way."""
         with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:

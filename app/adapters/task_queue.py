@@ -25,8 +25,8 @@ second, one comes round every eight."""
 
 _tracer = trace.get_tracer(__name__)
 
-SENT_AT = "sent_at"
-"""The header of a task that says when it was queued, in seconds since 1970."""
+SENT_AT, HINTED_SCOPE = "sent_at", "hinted_scope"
+"""Headers of a task: when it was queued, in seconds since 1970, and the scope whose hint it is."""
 
 TIME_LIMIT_S = 300
 VISIBILITY_TIMEOUT_S = 900
@@ -131,16 +131,16 @@ class TaskQueue:
 
     def _hint(self, scope: str, name: str, arguments: Sequence[object], life_s: float = HINT_LIFE_S) -> None:
         if self._locks.hint(scope, life_s):
-            self._send(name, arguments)
+            self._send(name, arguments, scope)
 
-    def _send(self, name: str, arguments: Sequence[object]) -> None:
+    def _send(self, name: str, arguments: Sequence[object], scope: str) -> None:
         attributes = {
             "messaging.system": "celery",
             "messaging.destination.name": "pricing",
             "celery.task": name,
         }
         with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
-            headers: dict[str, str] = {SENT_AT: repr(time.time())}
+            headers: dict[str, str] = {SENT_AT: repr(time.time()), HINTED_SCOPE: scope}
             propagate.inject(headers)
             try:
                 self._application.send_task(name, args=arguments, headers=headers)

@@ -13,8 +13,9 @@ import redis
 from celery.contrib.testing.worker import start_worker
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
-from app.adapters.task_names import EVENTS_QUEUE
-from app.adapters.task_queue import VISIBILITY_TIMEOUT_S, make_celery
+from app.adapters.locks import Locks
+from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
+from app.adapters.task_queue import HINTED_SCOPE, VISIBILITY_TIMEOUT_S, make_celery
 from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
 from app.services.ports import BreakerState
 from app.settings import Settings
@@ -45,11 +46,11 @@ class Worker:
 
         self.does = fail
 
-    def start(self, name: str = "work", retries: int = 0) -> None:
+    def start(self, name: str = "work", retries: int = 0, **headers: str) -> None:
         """Queue the task, and wait until it was taken and has ended, or waits to be tried again."""
         ended = threading.Event()
         with_end = celery.signals.task_postrun.connect(lambda **_: ended.set(), weak=False)
-        self._application.send_task(name, retries=retries, headers={"traceparent": TRACEPARENT})
+        self._application.send_task(name, retries=retries, headers={"traceparent": TRACEPARENT} | headers)
         assert ended.wait(20)
         celery.signals.task_postrun.disconnect(with_end)
 
@@ -172,6 +173,29 @@ def test_work_that_fails_for_everybody_is_held_back(worker: Worker) -> None:
     assert worker.runs == 1
     worker.start("telling work")
     assert worker.runs == 2, "other work goes on"
+
+
+def test_work_that_is_held_back_leaves_no_hint_that_keeps_the_next_one_waiting(
+    worker: Worker, valkey: redis.Redis
+) -> None:
+    locks = Locks(valkey, 30)
+    assert locks.hint("a", 600)
+    worker.open(POSTGRESQL)
+    worker.stays_open(POSTGRESQL)
+    worker.start(**{HINTED_SCOPE: "a"})
+    assert worker.runs == 0
+    assert locks.idle(["a"]) == ["a"]
+
+
+def test_a_task_knows_whose_hint_it_is(settings: Settings, valkey: redis.Redis) -> None:
+    with opened(settings) as resources:
+        resources.queue.apply_events("a")
+        resources.queue.reprice_due()
+        resources.queue.recalculate("t", 3)
+    queued: Any = [message for queue in (EVENTS_QUEUE, JOBS_QUEUE) for message in valkey.lrange(queue, 0, -1)]
+    scopes = {json.loads(message)["headers"][HINTED_SCOPE] for message in queued}
+    assert scopes == {key.decode().removeprefix("hint:") for key in valkey.keys("hint:*")}
+    assert "a" in scopes
 
 
 def test_a_try_that_succeeds_closes_the_breakers(worker: Worker) -> None:
