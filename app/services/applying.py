@@ -28,6 +28,10 @@ from app.services.repricing import reprice, union
 DIRECT_ROWS = 2_000
 """An event that concerns more rows than this becomes a recalculation task instead of one transaction."""
 
+MOST_ROWS = 20_000
+"""Of a batch, signals are applied together until they concern so many rows, and rules as well; the others have the next
+turn. A transaction of more would hold its rows, and its memory, for seconds."""
+
 _SIGNALS = {
     EventType.LIST_PRICE_CHANGED: LIST_PRICE,
     EventType.COST_CHANGED: "cost",
@@ -55,12 +59,13 @@ class Refused(NamedTuple):
 
 class Applied(NamedTuple):
     """By stream id, entries whose event was not processed before (`new`), and those for which a recalculation goes on
-    (`wide`); how many prices changed here."""
+    (`wide`), and those that are left for another turn; how many prices changed here."""
 
     new: set[str]
     wide: set[str]
     sheets: int
     refused: list[Refused]
+    left: set[str]
 
 
 class _SignalChange(NamedTuple):
@@ -83,9 +88,11 @@ class _Effects:
     causes: dict[tuple[int, int], dict[str, None]]
     again: list[Table]
     tasks: list[str]
+    rows: int = 0
 
     def concern(self, event: Event, keys: Table) -> None:
         self.direct.append(keys)
+        self.rows += len(keys)
         for key in keys.tolist():
             self.causes[key][event.id] = None
 
@@ -97,7 +104,8 @@ def apply_events(
     nothing, but its rows are written to the cache again, in case the first run died before it could.
 
     Raises `LockLost` or `Unavailable`; nothing has been applied then, or all, and a repeat
-    is right either way. Afterwards every event may be acknowledged, the refused ones as dead letters.
+    is right either way. Afterwards every event may be acknowledged but those that are left, the refused ones as dead
+    letters.
     """
     items = _first_of_each(batch)
     effects = _Effects([], defaultdict(dict), [], [])
@@ -107,21 +115,28 @@ def apply_events(
             tx.rules.hold_new_rows()
         elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in items):
             tx.rules.hold_rules()
-        changes, refused = _signal_changes(tx, items)
+        changes, refused, left = _signal_changes(tx, items)
         others = [item for item in items if item.event.type not in _SIGNALS]
         scopes = {change.item.event.id: [change.scope] for change in changes}
         new = tx.events.claim(scopes | {item.event.id: [] for item in others})
         _set_signals(tx, [change for change in changes if change.item.event.id in new], effects)
+        rows = effects.rows
         for item in others:
-            if item.event.id in new:
+            if item.event.id not in new:
+                continue
+            if effects.rows - rows > MOST_ROWS:
+                left.append(item)
+                new.discard(item.event.id)
+                tx.events.release(item.event.id)
+            else:
                 try:
                     _change_rules(tx, item, effects)
                 except InvalidInput as error:
                     refused.append(Refused(item.stream_id, str(error)))
                     new.discard(item.event.id)
                     tx.events.release(item.event.id)
-        reasons = {refusal.stream_id: refusal.reason for refusal in refused}
-        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in reasons], effects)
+        undone = {refusal.stream_id for refusal in refused} | {item.stream_id for item in left}
+        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in undone], effects)
         causes = {key: _cause(list(ids)) for key, ids in effects.causes.items()}
         sheets = reprice(tx, union(effects.direct), causes)
         cached = sheets + _not_among(sheets, tx.prices.current(union(effects.again)) if effects.again else [])
@@ -133,6 +148,7 @@ def apply_events(
         wide={item.stream_id for item in items if item.event.id in effects.tasks},
         sheets=len(sheets),
         refused=_with_duplicates(refused, items, batch),
+        left=_of_events({item.event.id for item in left}, batch),
     )
 
 
@@ -153,18 +169,30 @@ def _with_duplicates(
     return [Refused(item.stream_id, reasons[item.event.id]) for item in batch if item.event.id in reasons]
 
 
-def _signal_changes(tx: Transaction, items: Sequence[Positioned]) -> tuple[list[_SignalChange], list[Refused]]:
-    """What the signals of a batch set, without changing anything yet."""
+def _of_events(event_ids: set[str], batch: Iterable[Positioned]) -> set[str]:
+    return {item.stream_id for item in batch if item.event.id in event_ids}
+
+
+def _signal_changes(
+    tx: Transaction, items: Sequence[Positioned]
+) -> tuple[list[_SignalChange], list[Refused], list[Positioned]]:
+    """What the signals of a batch set, without changing anything yet; and those that are left for another turn."""
     signals = [item for item in items if item.event.type in _SIGNALS]
     changes: list[_SignalChange] = []
     refused: list[Refused] = []
     subjects = tx.catalog.subjects({item.event.subject for item in signals}, {item.event.location for item in signals})
-    for item in signals:
+    rows = 0
+    for nth, item in enumerate(signals):
+        if rows > MOST_ROWS:
+            return changes, refused, signals[nth:]
         try:
-            changes.append(_signal_change(tx, item, subjects))
+            change = _signal_change(tx, item, subjects)
         except InvalidInput as error:
             refused.append(Refused(item.stream_id, str(error)))
-    return changes, refused
+        else:
+            changes.append(change)
+            rows += 0 if change.keys is None else len(change.keys)
+    return changes, refused, []
 
 
 def _signal_change(tx: Transaction, item: Positioned, subjects: Subjects) -> _SignalChange:

@@ -98,14 +98,16 @@ def deliver(
                 _Setback(w, f"{max_attempts} attempts failed", told, _was_last(w, batch, max_attempts)) for w in sound
             ]
             return _settle(held, {}, bad, state, events, inboxes, clock)._replace(error=error)
+        in_hand = {w.stream_id for w in batch}
+        tried = [w for w in sound if w.stream_id not in applied.left]
         refused = {refusal.stream_id: refusal.reason for refusal in applied.refused}
         done: dict[str, Fate] = {
             w.stream_id: "applied" if w.stream_id in applied.new else "repeated"
-            for w in sound
+            for w in tried
             if w.stream_id not in refused
         }
-        bad += _refusals([w for w in sound if w.stream_id in refused], refused, batch, inboxes)
-        final = [setback.reason for setback in bad if setback.final]
+        bad += _refusals([w for w in tried if w.stream_id in refused], refused, in_hand - applied.left, events, inboxes)
+        final = [setback.reason for setback in bad if setback.final and setback.is_news]
         state = breakers.note(APPLYING, good=len(done), bad=len(final), reason=final[0] if final else "")
         settled = _settle(held, done, bad, state, events, inboxes, clock)
     except (PricingError, ConnectionError, TimeoutError, SystemExit):
@@ -121,12 +123,14 @@ def _positioned(waiting: Waiting, event: Event) -> Positioned:
 
 
 class _Setback(NamedTuple):
-    """An entry that was not applied. `final`: another try is of no use, and `reason` says why."""
+    """An entry that was not applied. `final`: another try is of no use, and `reason` says why. That a replayed event is
+    refused once more is no news: it says nothing of how the work goes."""
 
     waiting: Waiting
     reason: str
     error: str
     final: bool
+    is_news: bool = True
 
 
 def _deadly(batch: Sequence[Waiting], max_attempts: int) -> list[Waiting]:
@@ -142,16 +146,22 @@ def _was_last(waiting: Waiting, batch: Sequence[Waiting], max_attempts: int) -> 
 
 
 def _refusals(
-    waiting: Sequence[Waiting], refused: Mapping[str, str], batch: Sequence[Waiting], inboxes: Inboxes
+    waiting: Sequence[Waiting],
+    refused: Mapping[str, str],
+    in_hand: Set[str],
+    events: Mapping[str, Event],
+    inboxes: Inboxes,
 ) -> list[_Setback]:
     """A refusal is final only where nothing older is still to be applied, which may change what it was refused for: a
     suspect, an entry of another scope, or one that another listener has read and not yet put into an inbox."""
     if not waiting:
         return []
-    oldest = inboxes.oldest_pending(but={w.stream_id for w in batch})
-    return [
-        _Setback(w, refused[w.stream_id], refused[w.stream_id], oldest is None or oldest > w.position) for w in waiting
-    ]
+    oldest = inboxes.oldest_pending(but=in_hand)
+    setbacks = []
+    for w in waiting:
+        reason, replayed = refused[w.stream_id], events[w.stream_id].streamid is not None
+        setbacks.append(_Setback(w, reason, reason, oldest is None or oldest > w.position, is_news=not replayed))
+    return setbacks
 
 
 def _settle(
@@ -163,10 +173,16 @@ def _settle(
     inboxes: Inboxes,
     clock: Clock,
 ) -> Delivered:
-    # Where too much fails it is probably not the events' fault, and none is set aside for it.
-    may_be_final = state is BreakerState.CLOSED
-    final = [setback for setback in bad if setback.final and may_be_final]
-    failed = [(setback.waiting, setback.error) for setback in bad if not (setback.final and may_be_final)]
+    # Where too much fails it is probably not the events' fault, and none is set aside for it; but for those that were
+    # before, and come again although what was wrong with them still is.
+    closed = state is BreakerState.CLOSED
+    final: list[_Setback] = []
+    failed: list[tuple[Waiting, str]] = []
+    for setback in bad:
+        if setback.final and (closed or not setback.is_news):
+            final.append(setback)
+        else:
+            failed.append((setback.waiting, setback.error))
     letters = [_letter(setback, events.get(setback.waiting.stream_id), clock()) for setback in final]
     if failed:
         inboxes.fail(held, failed)

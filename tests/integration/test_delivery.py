@@ -361,6 +361,38 @@ def test_malformed_events_are_not_set_aside_either_while_most_fails(service: Ser
     assert len(service.letters()) == 2
 
 
+def test_replayed_events_that_are_refused_again_hold_nobody_up(service: Service) -> None:
+    many = WORK_LIMITS.failures + 10
+    service.receive(*[price(f"again-{n}", 1, "nobody's", streamid="1-1") for n in range(many)], price("good", 2))
+    (delivered,) = service.turn()
+    assert (delivered.applied, len(service.letters())) == (1, many)
+    tally = service.breakers.tallies()[APPLYING]
+    assert (tally.state, tally.good, tally.bad) == (BreakerState.CLOSED, 1, 0)
+
+
+def test_replayed_events_that_are_refused_again_wait_for_no_breaker(service: Service) -> None:
+    service.breakers.note(APPLYING, bad=100, reason="boom")
+    service.receive(price("again", 1, "nobody's", streamid="1-1"), price("new", 1, "nobody's"))
+    service.turn()
+    assert [letter["event_id"] for letter in service.letters()] == ["again"]
+
+
+def test_events_of_many_rows_are_applied_in_several_transactions(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these concerns two rows; whatever is left has its turn at once."""
+    monkeypatch.setattr("app.services.applying.MOST_ROWS", 3)
+    prices = [price(f"price-{n}", n, "*") for n in range(1, 6)]
+    rules = [policy(f"rule-{n}", "p") for n in range(1, 4)]
+    service.receive(*prices[:2], *rules, *prices[2:], price("price-5", 5, "*"))
+    delivered = service.turn()
+    assert [each.applied for each in delivered] == [4, 3, 1]
+    assert sum(each.repeated for each in delivered) == 1
+    assert (service.pending(), service.letters(), service.failures()) == ([], [], 0)
+    assert service.processed() == {event.id for event in [*prices, *rules]}
+    assert service.sql("SELECT DISTINCT amount FROM list_prices WHERE location_key = 1") == [(500,)]
+
+
 def test_a_store_that_is_away_is_nobodys_fault(service: Service) -> None:
     stream_ids = service.receive(price("a", 1), b"nonsense", price("unknown", 1, "nobody's"))
     service.cache.error = Unavailable("away", upstream="cache")
