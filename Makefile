@@ -15,7 +15,7 @@ run: .venv/.run ## start everything: make run ARGS="--port 9000"
 
 year: .venv/.year ## install the data of a grocer's real year, to import and replay
 
-test: lint types unit integration e2e ## everything that CI runs
+test: lint types unit integration e2e survival ## everything that CI runs
 
 check: test ## the same, by the name that CI calls
 
