@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 WORKER_ANSWER_S, WORKER_IDLE_S = 60.0, 10.0
 """How long a worker waits for PostgreSQL's next word, and PostgreSQL for a worker's within a transaction. The longest
-statement, the division of a recalculation, takes seconds."""
+statement, the division of a recalculation, takes seconds. A connection that is half-open is given up sooner."""
 
 BREAKER_FAILURES = 5
 BREAKER_OPEN_MS = 1_000

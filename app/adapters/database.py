@@ -4,6 +4,7 @@ import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,10 +50,23 @@ NOW_MS = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8"
 
 _LONGEST_CONNECT_S = 5
 
+DOUBT_S = 10.0
+"""After so long without a word from the server, whoever waits for one finds out whether it is at work."""
 
-def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None, idle_s: float | None = None) -> sa.Engine:
+_ON_ITS_WAY_S = 1.0
+"""What the server has said by then comes as soon as this, if it comes at all."""
+
+
+def make_engine(
+    url: str,
+    pool_size: int = 5,
+    answer_s: float | None = None,
+    idle_s: float | None = None,
+    doubt_s: float = DOUBT_S,
+) -> sa.Engine:
     """An engine for postgresql://…; nothing is connected yet. With `answer_s`, whoever waits longer than that for the
-    server's next word has an error; without it, a statement may take as long as it takes. With `idle_s`, the server
+    server's next word has an error, and after `doubt_s` already where the connection turns out to be half-open; without
+    it, a statement may take as long as it takes. With `idle_s`, the server
     ends a transaction from which it has heard nothing for so long: its process hangs, and others wait for its rows."""
     patience_s = min(answer_s or _LONGEST_CONNECT_S, _LONGEST_CONNECT_S)
     engine = sa.create_engine(
@@ -73,7 +87,8 @@ def make_engine(url: str, pool_size: int = 5, answer_s: float | None = None, idl
         @sa.event.listens_for(engine, "do_connect")
         def connect(_dialect: Any, _record: Any, arguments: Any, named: Any) -> _ImpatientConnection:
             connection = _ImpatientConnection.connect(*arguments, **named)
-            connection.answer_s = answer_s
+            connection.answer_s, connection.doubt_s = answer_s, doubt_s
+            connection.another = partial(psycopg.Connection.connect, *arguments, **named | {"connect_timeout": 3})
             return connection
 
     if idle_s is not None:
@@ -98,22 +113,49 @@ def _has_something_to_read(connection: psycopg.Connection[Any]) -> bool:
     return bool(poll.poll(0))
 
 
+_AT_WORK = """
+    SELECT state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' FROM pg_stat_activity WHERE pid = %s
+"""
+
+
 class _ImpatientConnection(psycopg.Connection[Any]):
-    """Ends itself where the server says nothing for `answer_s`: a server that hangs must not keep our threads.
-    PostgreSQL's own time limits do not help there, for it is the server that keeps them."""
+    """Ends itself where the server says nothing for `answer_s`, or for `doubt_s` and is not at work: a server that
+    hangs must not keep our threads. PostgreSQL's own time limits do not help there, for it is the server that keeps
+    them."""
 
     answer_s: float | None = None
+    doubt_s: float
+    another: Callable[[], psycopg.Connection[Any]]
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         limit = self.answer_s if timeout is None else timeout
-        began = time.monotonic()
+        if limit is None:
+            return super().wait(gen, interval)
+        began, is_served = time.monotonic(), True
+        while True:
+            asked = time.monotonic()
+            patience = min(self.doubt_s if is_served else _ON_ITS_WAY_S, began + limit - asked)
+            try:
+                return super().wait(gen, interval, patience)
+            except psycopg.OperationalError as error:
+                now = time.monotonic()
+                if now - asked < patience or self.closed:
+                    raise
+                if now - began < limit and is_served:
+                    is_served = self._is_served()
+                    continue
+                self.pgconn.finish()
+                raise psycopg.OperationalError(f"no answer within {now - began:.3g} s") from error
+
+    def _is_served(self) -> bool:
+        """Whether the server, asked over another connection, is at work for this one. If it waits for us to say or hear
+        something, or does not answer there either, the connection is half-open."""
         try:
-            return super().wait(gen, interval, limit)
-        except psycopg.OperationalError as error:
-            if limit is None or time.monotonic() - began < limit or self.closed:
-                raise
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"no answer within {limit:g} s") from error
+            with self.another() as other:
+                state = other.execute(_AT_WORK, [self.info.backend_pid]).fetchone()
+        except psycopg.Error:
+            return False
+        return state == (True,)
 
 
 def migrate(url: str) -> None:

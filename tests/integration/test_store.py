@@ -1,14 +1,19 @@
 """What PostgreSQL's errors mean, and how long anybody waits for whom."""
 
 import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
-from app.adapters.database import make_engine
+from app.adapters.database import make_engine, write_rows
 from app.adapters.store import Store, Transaction
 from app.errors import Unavailable
+from tests.support.proxy import Proxy, proxy_to
 
 
 def lock_row(store: Store, first: str, second: str, turn: threading.Barrier) -> None:
@@ -90,3 +95,69 @@ def test_a_server_that_only_reads_is_not_available(store: Store, database_url: s
 def test_a_mistake_is_not_taken_for_an_outage(store: Store) -> None:
     with pytest.raises(sa.exc.ProgrammingError), store.transaction() as tx:
         tx._connection.execute(sa.text("SELECT nonsense"))
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    folder = parse_qs(urlsplit(database_url).query)["host"][0]
+    with proxy_to(Path(folder) / ".s.PGSQL.5432") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def doubtful(database_url: str, proxy: Proxy) -> Iterator[Store]:
+    """Its way to PostgreSQL is the proxy; it doubts soon, and would wait for very long."""
+    where = f"127.0.0.1:{proxy.port}{urlsplit(database_url).path}"
+    url = f"postgresql://postgres@{where}?sslmode=disable&gssencmode=disable"
+    store = Store(make_engine(url, answer_s=60, doubt_s=0.2))
+    yield store
+    store.close()
+
+
+def break_off(proxy: Proxy) -> None:
+    proxy.freeze()
+
+
+def forget(proxy: Proxy) -> None:
+    """New connections work, and those that are there are mute for ever."""
+    proxy.freeze()
+    proxy.heal()
+
+
+@pytest.mark.parametrize("fails", [break_off, forget])
+def test_a_half_open_connection_is_given_up_long_before_the_longest_statement(
+    doubtful: Store, proxy: Proxy, fails: Callable[[Proxy], None]
+) -> None:
+    began = time.monotonic()
+
+    def work() -> None:
+        with doubtful.transaction() as tx:
+            tx.events.check_fence("a", 1)
+            fails(proxy)
+            tx.events.check_fence("a", 2)
+
+    with pytest.raises(Unavailable) as raised:
+        work()
+    assert time.monotonic() - began < 30, "much less than 60 s on any machine"
+    assert raised.value.upstream == "postgresql"
+    proxy.heal()
+    with doubtful.transaction() as tx:
+        tx.events.check_fence("a", 1)  # neither token was stored
+
+
+def test_a_server_that_is_at_work_is_waited_for(database_url: str) -> None:
+    """Also where it is we who have something to say: a COPY."""
+    engine = make_engine(database_url, answer_s=60, doubt_s=0.1)
+    with engine.begin() as connection:
+        connection.execute(sa.text("SELECT pg_sleep(1)"))
+        connection.execute(
+            sa.text(
+                "CREATE TEMPORARY TABLE slow (x int8);"
+                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$;"
+                "CREATE TRIGGER dawdle BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION dawdle()"
+            )
+        )
+        write_rows(connection, "slow", {"x": "int8"}, [(1,), (2,)])
+        assert connection.execute(sa.text("SELECT count(*) FROM slow")).scalar_one() == 2
+    engine.dispose()
