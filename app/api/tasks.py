@@ -61,16 +61,18 @@ async def _change(deps: ApiResources, change: Callable[[Store, str], Task], task
     try:
         return await anyio.to_thread.run_sync(change, deps.store, task_id)
     except NotFound:
-        _, processed = await anyio.to_thread.run_sync(_find, deps.store, task_id)
-        if not processed and await deps.publisher.known(task_id):
+        task, processed = await anyio.to_thread.run_sync(_find, deps.store, task_id)
+        if task is not None or (not processed and await deps.publisher.known(task_id)):
             raise Conflict(f"task {task_id!r} waits for its event to be read: try again in a moment") from None
         raise
 
 
 def _find(store: Store, task_id: str) -> tuple[Task | None, bool]:
-    """The task, and whether the event of that id has been processed, with or without one."""
+    """The task, and whether the event of that id has been processed, with or without one. In this order: a task and
+    its event are committed together, so one that is processed by then has its task when that is looked for."""
     with store.transaction() as tx:
-        return tx.tasks.get(task_id), tx.events.processed(task_id)
+        processed = tx.events.processed(task_id)
+        return tx.tasks.get(task_id), processed
 
 
 def _page(store: Store, state: TaskState | None, before: str | None, limit: int) -> list[Task]:
