@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run year test check lint types unit integration e2e survival chaos bench jaeger lock clean help
+.PHONY: run year test check lint types unit integration e2e survival chaos bench load jaeger lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -44,6 +44,9 @@ chaos: .venv/.dev ## ten minutes of faults: make chaos ARGS="--seed 7 --minutes 
 
 bench: .venv/.dev ## how fast prices are read, changed and recalculated: make bench ARGS=--quick
 	$(BIN)/python -m loadtests.bench $(ARGS)
+
+load: .venv/.dev ## two minutes of load on what `make run` runs: make load ARGS="--scenario storm"
+	$(BIN)/python -m loadtests $(ARGS)
 
 jaeger: ## get Jaeger and start it: `make run` in another terminal sends its traces there
 	@sh deploy/jaeger/run.sh

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtests.bench import questions, results
+from loadtests.bench import results
 from loadtests.bench.journeys import events
 from loadtests.bench.load import need_wrk
 from loadtests.bench.measures import READS, Bench
 from loadtests.bench.recalculation import recalculation
 from loadtests.bench.results import Result
 from loadtests.bench.servers import Product
+from loadtests.popularity import popularity, real_catalogue
 
 ALL = READS | {"events": events, "recalculation": recalculation}
 
@@ -30,7 +31,7 @@ def main() -> None:
     folder = options.data or Path(tempfile.mkdtemp(prefix="pricing-bench-"))
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
-    catalog = "completejourney" if questions.real_catalogue() and not options.sample else "sample"
+    catalog = "completejourney" if real_catalogue() and not options.sample else "sample"
     console.print(f"Starting the service with the catalogue {catalog}")
     product = Product(folder, catalog, {"PRICING_WORKERS": str(options.workers)})
     try:
@@ -52,7 +53,7 @@ def measure(
     bench = Bench(
         product,
         folder,
-        questions.popularity(catalog),
+        popularity(catalog),
         options.workers,
         seconds=options.seconds or 1,
         rounds=5 if options.quick else 15,

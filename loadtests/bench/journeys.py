@@ -11,9 +11,9 @@ from typing import Any
 import redis
 
 from loadtests.bench.measures import Bench
-from loadtests.bench.questions import Row
 from loadtests.bench.results import Result, result
 from loadtests.bench.servers import Server
+from loadtests.popularity import Row
 
 RATE_PER_S = 1_000
 BULK = 50

