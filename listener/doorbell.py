@@ -17,7 +17,7 @@ from app.adapters.event_publishing import Publisher
 from app.domain.events import BARE_RECALCULATE, Event, EventType, decode_event
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
-from app.observability.tracing import consumer_span
+from app.observability.tracing import consumer_span, messaging
 
 _logger = structlog.get_logger(__name__)
 
@@ -78,7 +78,8 @@ def take_over(channel: EventChannel, publisher: Publisher, message: bytes) -> No
     except MalformedEvent as error:
         channel.refuse(message, str(error), SAME_REFUSAL_WINDOW_S)
         return
-    with consumer_span("take over market_events", [event.traceparent], {"messaging.system": "redis"}):
+    attributes = messaging("redis", "take over", "receive", "market_events")
+    with consumer_span("take over market_events", [event.traceparent], attributes):
         _, new = publisher.publish(event)
     if new:
         metrics.events_published.labels(event.type.value, "channel").inc()

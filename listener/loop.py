@@ -16,11 +16,12 @@ import structlog
 from app.adapters.breakers import APPLYING, CACHE, POSTGRESQL
 from app.adapters.event_log import Entry
 from app.adapters.task_names import JOBS_QUEUE
-from app.bootstrap import Resources
+from app.bootstrap import Resources, now_ms
 from app.domain.events import decode_event
+from app.domain.positions import accepted_at_ms
 from app.errors import MalformedEvent, Unavailable
 from app.observability import metrics
-from app.observability.tracing import consumer_span
+from app.observability.tracing import consumer_span, messaging
 from app.services.ports import BreakerState
 from app.services.recalculation import hint_abandoned
 from app.services.retention import forget_old
@@ -112,12 +113,10 @@ class Loop:
         waiting = self._resources.inboxes.put({scope: [e.stream_id for e in group] for scope, group in scopes.items()})
         self._waiting = max(self._waiting, sum(waiting.values()))
         for scope, group in scopes.items():
-            attributes: dict[str, str | int] = {
-                "messaging.system": "redis",
-                "messaging.destination.name": self._settings.event_stream,
-                "messaging.operation.type": "receive",
+            attributes = messaging("redis", "receive", "receive", self._settings.event_stream) | {
                 "messaging.batch.message_count": len(group),
                 "pricing.scope": scope,
+                "pricing.queue_wait_ms": max(0, now_ms() - min(accepted_at_ms(entry.stream_id) for entry in group)),
             }
             with consumer_span("receive market_events", traceparents[scope], attributes):
                 self._resources.queue.apply_events(scope)
@@ -160,7 +159,8 @@ class Loop:
         with self._resources.store.transaction() as tx:
             unsent = tx.events.outbox(self._settings.read_count)
             for event in [decode_event(event) for _, event in unsent]:
-                with consumer_span("take from outbox", [event.traceparent], {"messaging.system": "postgresql"}):
+                attributes = messaging("postgresql", "take", "receive", "outbox")
+                with consumer_span("take from outbox", [event.traceparent], attributes):
                     _, new = self._resources.publisher.publish(event)
                 metrics.events_published.labels(event.type.value, "rules").inc(new)
             tx.events.drop_outbox([event_id for event_id, _ in unsent])

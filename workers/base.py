@@ -14,7 +14,7 @@ from app import stopping
 from app.adapters.task_queue import HINTED_SCOPE, SENT_AT
 from app.errors import Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
-from app.observability.tracing import context_of
+from app.observability.tracing import Attributes, context_of, messaging
 from app.services.ports import BreakerState
 from workers.context import resources
 from workers.leaving import last_batch
@@ -52,14 +52,11 @@ class PricingTask(Task):
         started = time.perf_counter()
         outcome = "failed"
         failure: Exception | None = None
-        self._count_wait()
         traceparent = self._header("traceparent")
-        attributes: dict[str, str | int] = {
-            "messaging.system": "celery",
-            "messaging.destination.name": "pricing",
-            "messaging.operation.type": "process",
+        attributes = messaging("celery", "process", "process", self.request.delivery_info["routing_key"]) | {
             "messaging.message.id": self.request.id or "",
             "celery.retries": self.request.retries or 0,
+            **self._waited(),
         }
         with _tracer.start_as_current_span(
             f"process {self.name}",
@@ -129,11 +126,14 @@ class PricingTask(Task):
         value: str | None = (self.request.headers or {}).get(name) or self.request.get(name)
         return value
 
-    def _count_wait(self) -> None:
-        """How long this task was in the queue; of a repeat, most would be the wait that we asked for."""
+    def _waited(self) -> Attributes:
+        """How long this task was in the queue, counted; of a repeat, most would be the wait that we asked for."""
         sent_at = self._header(SENT_AT)
-        if sent_at is not None and not self.request.retries:
-            metrics.task_wait.labels(self.name).observe(max(0.0, time.time() - float(sent_at)))
+        if sent_at is None or self.request.retries:
+            return {}
+        waited_s = max(0.0, time.time() - float(sent_at))
+        metrics.task_wait.labels(self.name).observe(waited_s)
+        return {"pricing.queue_wait_ms": round(waited_s * 1000)}
 
     def _note(self, breaker: str, error: Exception) -> None:
         with suppress(Unavailable):

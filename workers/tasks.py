@@ -16,7 +16,7 @@ from app.domain.events import Event, decode_event
 from app.domain.positions import accepted_at_ms
 from app.errors import MalformedEvent
 from app.observability import metrics
-from app.observability.tracing import batch_span
+from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
 from app.services.ports import Held, Turn, Waiting
 from app.services.recalculation import Recalculation
@@ -48,12 +48,10 @@ def _apply_batch(held: Held, deps: Resources) -> bool:
     if not batch:
         return False
     events, malformed = _decode(batch)
-    attributes: dict[str, str | int] = {
-        "messaging.system": "redis",
-        "messaging.destination.name": deps.settings.event_stream,
-        "messaging.operation.type": "process",
+    attributes = messaging("redis", "apply", "process", deps.settings.event_stream) | {
         "messaging.batch.message_count": len(batch),
         "pricing.scope": held.scope,
+        "pricing.queue_wait_ms": max(0, now_ms() - min(accepted_at_ms(waiting.stream_id) for waiting in batch)),
     }
     with (
         batch_span("apply events", [event.traceparent for event in events.values()], attributes),

@@ -19,11 +19,13 @@ from typing import Any
 from uuid import uuid4
 
 import redis
+from opentelemetry import trace
 
 from app import stopping
 from app.adapters.redis_clients import unavailable_if_down
 from app.errors import LockLost, Unavailable
 from app.observability import metrics
+from app.observability.tracing import describe
 from app.services.ports import Turn
 
 HINT_LIFE_S = 5.0
@@ -143,9 +145,11 @@ class Locks:
             )
         if not answer:
             metrics.lock_left_to_holder.labels(_kind(scope)).inc()
+            describe(lock_left_to_holder=True)
             return None
         token, asked, waited_us = map(int, answer)
         metrics.lock_wait.labels(_kind(scope)).observe(waited_us / 1e6)
+        describe(lock_wait_ms=waited_us // 1000)
         return Held(self, scope, owner, token, asked, asked_at + self._ttl_s)
 
 
@@ -174,6 +178,7 @@ class Held:
         if answer[0] == b"asked":
             self._asked = int(answer[1])
             metrics.lock_wait.labels(_kind(self.scope)).observe(int(answer[2]) / 1e6)
+            trace.get_current_span().add_event("another round", {"pricing.lock_wait_ms": int(answer[2]) // 1000})
             return False
         if answer[0] == b"lost":
             self._lose()

@@ -15,6 +15,7 @@ from app.adapters.redis_clients import unavailable_if_down
 from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, EVENTS_QUEUE, JOBS_QUEUE, RECALCULATE, REPRICE_DUE
 from app.domain.task import task_scope
 from app.errors import Unavailable
+from app.observability.tracing import messaging
 
 MANY = 100
 """So many tasks in the queue, and nobody is taking them."""
@@ -134,11 +135,8 @@ class TaskQueue:
             self._send(name, arguments, scope)
 
     def _send(self, name: str, arguments: Sequence[object], scope: str) -> None:
-        attributes = {
-            "messaging.system": "celery",
-            "messaging.destination.name": "pricing",
-            "celery.task": name,
-        }
+        queue = JOBS_QUEUE if name == RECALCULATE else EVENTS_QUEUE
+        attributes = messaging("celery", "send", "send", queue) | {"celery.task": name}
         with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
             headers: dict[str, str] = {SENT_AT: repr(time.time()), HINTED_SCOPE: scope}
             propagate.inject(headers)

@@ -129,10 +129,12 @@ def _describe(span: trace.Span, path: str, kind: Kind) -> None:
             "http.request.method": kind.method,
             "http.route": kind.route,
             "url.path": path,
+            "url.scheme": "http",
             "http.response.status_code": kind.status,
         }
     )
     if kind.status >= 500:
+        span.set_attribute("error.type", str(kind.status))
         span.set_status(trace.StatusCode.ERROR)
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import getrandbits, random
+from typing import Literal
 
 import msgspec
 from opentelemetry import propagate, trace
@@ -16,6 +17,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRati
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.settings import Settings
+
+Attributes = dict[str, str | int]
 
 _tracer = trace.get_tracer("pricing")
 
@@ -119,8 +122,23 @@ def begin_request_trace(headers: Iterable[tuple[bytes, bytes]], sample_ratio: fl
     return RequestTrace(ids[:32], span_id, None, random() < sample_ratio)  # noqa: S311 - sampling
 
 
+def messaging(system: str, operation: str, kind: Literal["send", "receive", "process"], destination: str) -> Attributes:
+    """What spans of messages say, by the names of OpenTelemetry's semantic conventions; `operation` is our own word."""
+    return {
+        "messaging.system": system,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": destination,
+    }
+
+
+def describe(**attributes: int | bool) -> None:
+    """Facts of our own about the current span, as `pricing.…`."""
+    trace.get_current_span().set_attributes({f"pricing.{name}": value for name, value in attributes.items()})
+
+
 @contextmanager
-def step(name: str, kind: trace.SpanKind, attributes: dict[str, str | int]) -> Iterator[None]:
+def step(name: str, kind: trace.SpanKind, attributes: Attributes) -> Iterator[None]:
     """A step of the current trace. Where none is being recorded it costs nothing and begins none."""
     if not trace.get_current_span().is_recording():
         yield
@@ -130,7 +148,7 @@ def step(name: str, kind: trace.SpanKind, attributes: dict[str, str | int]) -> I
 
 
 @contextmanager
-def consumer_span(name: str, traceparents: Sequence[str | None], attributes: dict[str, str | int]) -> Iterator[None]:
+def consumer_span(name: str, traceparents: Sequence[str | None], attributes: Attributes) -> Iterator[None]:
     """The processing of messages: a child of the one message's span; of several, a span of the first one's
     trace that links to the others."""
     contexts = [context_of(traceparent) for traceparent in traceparents if traceparent]
@@ -146,7 +164,7 @@ def consumer_span(name: str, traceparents: Sequence[str | None], attributes: dic
 
 
 @contextmanager
-def batch_span(name: str, traceparents: Sequence[str | None], attributes: dict[str, str | int]) -> Iterator[None]:
+def batch_span(name: str, traceparents: Sequence[str | None], attributes: Attributes) -> Iterator[None]:
     """The processing of a batch: part of the current trace where one of the messages is, else of that of the first
     message that is being recorded, with links to the others."""
     contexts = [context_of(traceparent) for traceparent in traceparents if traceparent]

@@ -1,11 +1,14 @@
 """One trace from the client's request to the price in the cache, read from the spans that were exported."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from opentelemetry import semconv
 
 from tests.support.otlp import Collector, Span
 from tests.support.shop import Shop
@@ -88,6 +91,55 @@ def test_an_event_is_one_trace_from_the_client_to_the_cache(shop: Shop, collecto
     assert shop.causes(product) == [f"event:{published.attributes['messaging.message.id']}"]
     assert spans_root(spans).attributes["http.response.status_code"] == 202
     assert shop.costs("3.00", product)
+
+
+def test_time_in_a_queue_is_a_gap_and_an_attribute(shop: Shop, collector: Collector) -> None:
+    """While the lock of the product's scope is held, the second event waits; its own trace says so."""
+    product = shop.product()
+    shop.happen("list_price.changed", product, "NY", data={"amount": 1})
+    held, body = uuid4().hex, {"type": "cost.changed", "subject": product, "location": "NY", "data": {"amount": 3}}
+    with shop.another_connection() as connection:
+        connection.execute(
+            "SELECT 1 FROM list_prices JOIN products USING (product_key) WHERE product_id = %s FOR UPDATE", [product]
+        )
+        shop.publish("cost.changed", product, "NY", data={"amount": 2})
+        waits = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pricing' AND wait_event_type = 'Lock'"
+        eventually(lambda: shop.sql(waits), timeout_s=20)
+        headers = {"traceparent": f"00-{held}-{uuid4().hex[:16]}-01"}
+        shop.http.post("/api/v1/publish-market-event", json=body, headers=headers)
+        eventually(lambda: {"process pricing.apply_events"} <= {span.name for span in collector.spans(held)}, 20)
+    eventually(lambda: "apply events" in {span.name for span in collector.spans(held)}, timeout_s=20)
+    spans = collector.spans(held)
+    assert [
+        span.attributes["pricing.lock_left_to_holder"]
+        for span in spans
+        if span.name == "process pricing.apply_events" and "pricing.lock_left_to_holder" in span.attributes
+    ] == [True]
+    receiving, applying = one(spans, "receive market_events"), one(spans, "apply events")
+    assert applying.attributes["pricing.queue_wait_ms"] > receiving.attributes["pricing.queue_wait_ms"] >= 0
+
+
+def test_names_are_those_of_the_semantic_conventions_and_none_that_is_deprecated(
+    shop: Shop, collector: Collector
+) -> None:
+    body = {"type": "cost.changed", "subject": shop.product(), "location": "NY", "data": {"amount": 3}}
+    traced(shop, collector, "POST", "/api/v1/publish-market-event", "apply events", json=body)
+    known: set[str] = set()
+    for module in (file for part in semconv.__path__ for file in Path(part).rglob("*_attributes.py")):
+        for name, said in re.findall(r'^\w+: Final = "([^"]+)"\n("""\n?.*)?', module.read_text(), re.M):
+            if "Deprecated" not in said:
+                known.add(name)
+    assert len(known) > 500
+    used = {name for span in collector.spans() for name in span.attributes}
+    assert {name for name in used if not name.startswith(("pricing.", "celery."))} <= known
+    kinds = {(span.name.partition(" ")[0], span.kind) for span in collector.spans()}
+    assert {("publish", "PRODUCER"), ("receive", "CONSUMER"), ("send", "PRODUCER"), ("process", "CONSUMER")} <= kinds
+    for span in collector.spans():
+        if span.kind in ("PRODUCER", "CONSUMER"):
+            needed = {
+                f"messaging.{name}" for name in ("system", "operation.name", "operation.type", "destination.name")
+            }
+            assert needed <= set(span.attributes), span
 
 
 def test_the_logs_of_every_process_carry_the_trace(shop: Shop, collector: Collector) -> None:
