@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from app.adapters.database import run
+from app.adapters.database import run, together
 from app.adapters.schema import outbox, processed_events
 from app.domain.rows import RowScope
 from app.errors import LockLost
@@ -78,12 +78,13 @@ class EventTables:
 
     def check_fence(self, scope: str, token: int) -> None:
         """Let only the newest holder of a scope's lock write. Raises `LockLost` for an older token."""
-        newest = run(
-            self._connection,
-            "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s)"
-            " ON CONFLICT (scope) DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
-            {"scope": scope, "token": token},
-        )
+        with together(self._connection):  # with the BEGIN, as it is the first of its transaction
+            newest = run(
+                self._connection,
+                "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s) ON CONFLICT (scope)"
+                " DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
+                {"scope": scope, "token": token},
+            )
         if newest.fetchone() is None:
             raise LockLost(f"the lock on {scope} was taken over by a newer holder")
 

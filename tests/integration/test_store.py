@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from app.adapters.database import make_engine, write_rows
+from app.adapters.database import make_engine, run, together, write_rows
 from app.adapters.store import Store, Transaction
 from app.errors import Unavailable
 from tests.support.proxy import Proxy, proxy_to
@@ -74,6 +74,27 @@ def test_nobody_notices_that_the_server_has_ended_idle_connections(database_url:
     with store.transaction() as one, store.transaction() as other:
         assert ended.isdisjoint({_pid(one), _pid(other)})
         assert one.events.processed("a")
+    store.close()
+
+
+def test_what_fails_beside_others_leaves_the_connection_as_good_as_new(database_url: str) -> None:
+    """Also those that psycopg would have prepared just then, and that the server never saw."""
+    store = Store(make_engine(database_url, pool_size=1))
+
+    def numbers(divisor: int) -> list[object]:
+        with store.transaction() as tx:
+            with together(tx._connection):
+                one = run(tx._connection, "SELECT 6 / %(divisor)s", {"divisor": divisor})
+                other = run(tx._connection, "SELECT %(number)s::int4", {"number": 7})
+            return [one.fetchone(), other.fetchone()]
+
+    threshold = 5
+    for healthy in range(threshold + 2):
+        for _ in range(healthy):
+            assert numbers(2) == [(3,), (7,)]
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            numbers(0)
+    assert numbers(3) == [(2,), (7,)]
     store.close()
 
 
