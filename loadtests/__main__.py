@@ -22,7 +22,7 @@ START_AND_STOP_S = 120.0
 FURTHER = """Whatever else is given goes to Locust:
   --shape NAME    how many users when; each scenario has its own
   -u, --users N   readers (40)
-  --rate N        quotes a second that each of them asks for (25); 0: no pause
+  --rate N        quotes a second that each of them asks for (10); 0: no pause
   --events N      events a second of the storm (300)
   --limits FILE   what has to be kept (loadtests/limits.toml)
   --processes N   Locust processes
@@ -85,6 +85,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     shapes = "".join(f"\n  {name:14}{says}" for name, says in SHAPES.items())
     parser = argparse.ArgumentParser(
         prog="python -m loadtests",
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Plays a scenario against the system that runs; shows the figures beside those before.",
         epilog=f"scenarios:{scenarios}\n\nshapes:{shapes}\n\n{FURTHER}",

@@ -79,14 +79,14 @@ def latency(axes: Axes, figures: dict[str, Any], before: dict[str, Any] | None) 
 def throughput(axes: Axes, figures: dict[str, Any], before: dict[str, Any] | None) -> None:
     timeline = figures["timeline"]
     seconds = range(len(timeline["reads"]))
-    if before is not None:
-        earlier = before["timeline"]["reads"]
+    earlier = [] if before is None else before["timeline"]["reads"]
+    if earlier:
         axes.plot(range(len(earlier)), earlier, color=BEFORE, linewidth=1.6, label="before")
     axes.fill_between(seconds, timeline["reads"], color=READS, alpha=0.15, linewidth=0)
     axes.plot(seconds, timeline["reads"], color=READS, linewidth=1.6, label="quotes")
     if any(timeline["failed"]):
         axes.bar(seconds, timeline["failed"], color=FAILED, width=1, label="failed")
-    axes.set_ylim(0, 1.25 * max([1, *timeline["reads"]]))
+    axes.set_ylim(0, 1.25 * max([1, *timeline["reads"], *earlier]))
     axes.set_xlim(0, max(1, len(timeline["reads"]) - 1))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.set_title("Quotes answered a second", loc="left", size=10, color=FAINT)

@@ -48,7 +48,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     ours.add_argument(
         "--shape", choices=["", *SHAPES], default="", help="how many users when; each scenario has its own"
     )
-    ours.add_argument("--rate", type=float, default=25.0, help="quotes a second that each reader asks for; 0: no pause")
+    ours.add_argument("--rate", type=float, default=10.0, help="quotes a second that each reader asks for; 0: no pause")
     ours.add_argument("--events", type=float, default=300.0, help="events a second of the storm")
     ours.add_argument("--catalog", choices=["auto", "sample", "completejourney"], default="auto",
                       help="whose prices are asked for: auto finds out")  # fmt: skip

@@ -10,7 +10,7 @@ STALENESS = {"p50_ms": "p50", "max_ms": "longest"}
 
 def table(figures: dict[str, Any], before: dict[str, Any] | None) -> Table:
     """A line for each figure: now, before, by how much it changed, and the limit."""
-    then = "no run before" if before is None else f"before ({before['time'][:16].replace('T', ' ')})"
+    then = "no run before" if before is None else f"before ({before['time'][5:16].replace('T', ' ')})"
     shown = Table("", "now", then, "change", "limit", title=title(figures), title_justify="left")
     for column in shown.columns[1:]:
         column.justify = "right"
