@@ -20,7 +20,7 @@ from loadtests.bench.load import Closed
 from loadtests.bench.peers import KEY
 from loadtests.bench.results import Result, figure, result
 from loadtests.bench.rungs import RUNGS
-from loadtests.bench.servers import Product, Server, serve
+from loadtests.bench.servers import Product, Server, serve, sink
 from loadtests.checks import decode, wrong
 from loadtests.popularity import Row
 
@@ -30,6 +30,8 @@ AT_HAND = 100_000
 MB = 1_000_000
 SERVICE = {"BENCH_WORKER_CLASS": "gunicorn_config.PricingWorker"}
 """The service's own worker class, for what knows its protocol."""
+PEERS = "loadtests/bench/peer_config.py"
+THE_SERVICE, THE_CONFIG = "app.main:create_app()", "gunicorn_config.py"
 
 
 @dataclass
@@ -70,11 +72,11 @@ class Bench:
             costs.append(run.cpu_us)
 
     @contextmanager
-    def beside(self, application: str, **env: str) -> Iterator[Server]:
+    def beside(self, application: str, config: str = PEERS, **env: str) -> Iterator[Server]:
         """An application under the service's server, with the service's stores."""
         given = {**self.product.stores, "PRICING_WORKERS": str(self.workers)}
         log = self.folder / f"{application.split(':')[1]}.log"
-        server = serve(application, log, {**given, "BENCH_ANSWER_BYTES": str(self.answer_bytes), **env})
+        server = serve(application, log, {**given, "BENCH_ANSWER_BYTES": str(self.answer_bytes), **env}, config)
         try:
             yield server
         finally:
@@ -167,6 +169,23 @@ def ladder(bench: Bench) -> Iterator[Result]:
     for name, words in RUNGS.items():
         yield result(f"ladder: {words}", "requests/s", [run.per_s for run in seen[name]], ceiling, "ceiling")
         yield result(f"ladder: {words}", "µs CPU/request", [run.cpu_us for run in seen[name]])
+
+
+def tracing(bench: Bench) -> Iterator[Result]:
+    """What spans cost: none, those of 1 % and of all requests, sent to somebody who throws them away."""
+    servers: dict[str, Server] = {}
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(sink())
+        for percent in (0, 1, 100):
+            name = f"tracing {percent} % of requests"
+            env = {"PRICING_OTLP_ENDPOINT": endpoint, "PRICING_TRACE_SAMPLE_RATIO": str(percent / 100)}
+            servers[name] = stack.enter_context(bench.beside(THE_SERVICE, config=THE_CONFIG, **env))
+            load.check(servers[name], bench.bodies[:50])
+            bench.warm(servers[name])
+        seen = bench.in_turns(servers, PRICE, bench.at_hand)
+    nothing = [run.cpu_us for run in seen["tracing 0 % of requests"]]
+    for name, runs in seen.items():
+        yield result(name, "µs CPU/request", [run.cpu_us for run in runs], nothing, "tracing nothing")
 
 
 def batch(bench: Bench) -> Iterator[Result]:
@@ -319,4 +338,4 @@ def decoders(bench: Bench) -> Iterator[Result]:
         yield result(f"decode with {name}", "µs/request", seen[name], seen["pydantic"], "pydantic")
 
 
-READS = {f.__name__: f for f in (quotes, catalogue, ladder, batch, workers, decoders, latency, misses, memory)}
+READS = {f.__name__: f for f in (quotes, catalogue, ladder, tracing, batch, workers, decoders, latency, misses, memory)}

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import quick
 from app.api.middleware import RequestMiddleware
 from app.main import create_app
+from app.observability.logging import configure_logging
 from app.observability.tracing import begin_request_trace
 from app.settings import Settings
 from loadtests.bench import peers
@@ -84,7 +85,9 @@ def durations() -> ASGIApp:
 
 
 def whole() -> ASGIApp:
-    return create_app()
+    settings = Settings()
+    configure_logging(settings, "api")
+    return create_app(settings)
 
 
 def _answering(quick_way: quick.QuickWay) -> AtOnce:

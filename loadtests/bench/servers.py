@@ -6,8 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -73,10 +76,37 @@ class Product(Server):
         return json.loads((self._data / "run.json").read_text())
 
 
-def serve(application: str, log: Path, env: Mapping[str, str]) -> Server:
+class _Taken(BaseHTTPRequestHandler):
+    """Whatever is posted is taken, and forgotten."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def sink() -> Iterator[str]:
+    """The address of somebody who takes spans."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Taken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def serve(application: str, log: Path, env: Mapping[str, str], config: str) -> Server:
     """An application, as a call in `module:function()` form, as gunicorn serves the service."""
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "loadtests/bench/peer_config.py"), application]
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / config), application]
     process = _start(command, _environment({**env, "PRICING_PORT": str(port)}), log)
     _until(lambda: _listens(port), process, log)
     return Server(application, port, process)
