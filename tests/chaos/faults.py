@@ -101,8 +101,9 @@ def clock_jumps(fleet: Fleet, offset_s: int) -> Iterator[None]:
 @contextmanager
 def read_by_a_consumer_that_dies(fleet: Fleet, count: int) -> Iterator[None]:
     """Somebody of the group takes the next events and is never heard of again: they are applied late, after newer
-    ones."""
-    fleet.redis.xreadgroup("repricing", f"dead-{uuid4().hex[:8]}", {"events": ">"}, count=count)
+    ones. Whoever waits in Redis for an event has it before those who come and look."""
+    name = f"dead-{uuid4().hex[:8]}"
+    fleet.redis.xreadgroup("repricing", name, {"events": ">"}, count=count, block=1000)
     yield
 
 

@@ -273,7 +273,8 @@ def nobody_reads_what_was_replaced(ledger: Ledger, outcome: Outcome) -> Iterator
 
 
 def _acknowledged(ledger: Ledger, outcome: Outcome) -> dict[Row, list[tuple[float, int]]]:
-    """Each version whose events are all acknowledged, and since when."""
+    """Each version whose events are all acknowledged, and since when; but for those of recalculations, whose event is
+    acknowledged once the work is noted."""
     stream_ids: dict[str, list[str]] = defaultdict(list)
     for entry in ledger.entries.values():
         stream_ids[entry.event_id].append(entry.stream_id)
@@ -283,7 +284,8 @@ def _acknowledged(ledger: Ledger, outcome: Outcome) -> dict[Row, list[tuple[floa
         for version in versions:
             entries = [stream_id for event_id in event_ids(version.cause) for stream_id in stream_ids[event_id]]
             known = [ledger.acknowledged_at.get(stream_id, math.inf) for stream_id in entries]
-            if known and max(known) < math.inf:
+            recalculated = any(event_id in outcome.tasks for event_id in event_ids(version.cause))
+            if known and max(known) < math.inf and not recalculated:
                 found[row].append((max(known), version.version))
     return found
 
