@@ -43,6 +43,13 @@ class Version(NamedTuple):
     valid_until: int | None
 
 
+class Task(NamedTuple):
+    """A recalculation, and when it ended, in s since 1970."""
+
+    state: str
+    ended_at: float | None
+
+
 class Outcome:
     """What the stores say that became of everything."""
 
@@ -58,7 +65,10 @@ class Outcome:
             " ORDER BY product_id, location, version"
         ):
             self.history[Row(product, location)].append(Version(*version))
-        self.tasks = dict(fleet.sql("SELECT task_id, state FROM tasks"))
+        self.tasks: dict[str, Task] = {
+            task_id: Task(*task)
+            for task_id, *task in fleet.sql("SELECT task_id, state, extract(epoch FROM ended_at)::float8 FROM tasks")
+        }
 
     def letters_of(self, entry: Entry) -> list[dict[str, str]]:
         return [letter for letter in self.letters if letter["stream_id"] == entry.stream_id]
@@ -273,19 +283,20 @@ def nobody_reads_what_was_replaced(ledger: Ledger, outcome: Outcome) -> Iterator
 
 
 def _acknowledged(ledger: Ledger, outcome: Outcome) -> dict[Row, list[tuple[float, int]]]:
-    """Each version whose events are all acknowledged, and since when; but for those of recalculations, whose event is
-    acknowledged once the work is noted."""
-    stream_ids: dict[str, list[str]] = defaultdict(list)
+    """Each version whose events are all acknowledged, and since when. The event of a recalculation is acknowledged once
+    the work is noted: it counts from when that has ended."""
+    acknowledged_at: dict[str, float] = defaultdict(lambda: -math.inf)
     for entry in ledger.entries.values():
-        stream_ids[entry.event_id].append(entry.stream_id)
+        at = ledger.acknowledged_at.get(entry.stream_id, math.inf)
+        acknowledged_at[entry.event_id] = max(at, acknowledged_at[entry.event_id])
+    for event_id, task in outcome.tasks.items():
+        acknowledged_at[event_id] = math.inf if task.ended_at is None else task.ended_at - ledger.began_at
     found: dict[Row, list[tuple[float, int]]] = {}
     for row, versions in outcome.history.items():
         found[row] = []
         for version in versions:
-            entries = [stream_id for event_id in event_ids(version.cause) for stream_id in stream_ids[event_id]]
-            known = [ledger.acknowledged_at.get(stream_id, math.inf) for stream_id in entries]
-            recalculated = any(event_id in outcome.tasks for event_id in event_ids(version.cause))
-            if known and max(known) < math.inf and not recalculated:
+            known = [acknowledged_at.get(event_id, math.inf) for event_id in event_ids(version.cause)]
+            if known and max(known) < math.inf:
                 found[row].append((max(known), version.version))
     return found
 
@@ -312,9 +323,9 @@ def _knows_the_time(ledger: Ledger, read: Read) -> bool:
 
 
 def tasks_succeeded(outcome: Outcome) -> Iterator[Violation]:
-    for task_id, state in outcome.tasks.items():
-        if state not in ("succeeded", "joined"):
-            yield Violation("recalculations end", f"{task_id} is {state}", (task_id,))
+    for task_id, task in outcome.tasks.items():
+        if task.state not in ("succeeded", "joined"):
+            yield Violation("recalculations end", f"{task_id} is {task.state}", (task_id,))
 
 
 def all_violations(
