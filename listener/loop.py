@@ -84,7 +84,7 @@ class Loop:
         """Read, and hand over. After an error that came between it is not known what was read: it is read once more."""
         if self._unsure:
             for entries in self._log.unacknowledged(self._consumer, self._settings.read_count):
-                self._hand_over(entries, "read again")
+                self._hand_over(entries, "read_again")
         self._unsure = True
         entries = self._log.read(self._consumer, self._settings.read_count)
         self._hand_over(entries, "read")

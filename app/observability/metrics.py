@@ -117,8 +117,9 @@ events_refused = _events.counter(
 events_received = _events.counter(
     "pricing_events_received_total",
     "entries",
-    "Stream entries that a listener put into inboxes.",
-    how=("read", "reclaimed"),
+    "Stream entries that a listener put into inboxes: read, read_again (after an error, when it was not known what had "
+    "been read), reclaimed (another listener had read them and died).",
+    how=("read", "read_again", "reclaimed"),
 )
 events_processed = _events.counter(
     "pricing_events_processed_total",

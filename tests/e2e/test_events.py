@@ -91,15 +91,14 @@ def test_an_event_may_concern_a_category_or_every_place_of_a_currency(shop: Shop
 
 def test_the_answer_says_where_the_event_went(shop: Shop) -> None:
     product = shop.product()
-    response = shop.http.post(
-        PUBLISH, json={"type": "cost.changed", "subject": product, "location": "NY", "data": {"amount": 1}}
-    )
+    event = {"type": "cost.changed", "subject": product, "location": "NY", "data": {"amount": 1}}
+    with shop.recording() as events:
+        response = shop.http.post(PUBLISH, json=event)
     assert response.status_code == 202
     answer = response.json()
     assert (answer["status"], answer["channel"]) == ("accepted", "market_events")
     assert answer["trace_id"] in response.headers["traceparent"]
-    (fields,) = [f for _, f in shop.redis.xrange("events") if answer["event_id"] in f["event"]]
-    stored = json.loads(fields["event"])
+    (stored,) = [event for event in events if event["id"] == answer["event_id"]]
     assert (stored["subject"], stored["data"]) == (product, {"amount": 1})
     assert answer["trace_id"] in stored["traceparent"]
     assert datetime.fromisoformat(stored["time"]) <= datetime.now(UTC)

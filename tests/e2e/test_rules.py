@@ -1,6 +1,5 @@
 """Policies and promotions: kept, checked, paged, and seen in prices as soon as they change."""
 
-import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,9 +43,8 @@ def cause_of_last(shop: Shop, product: str) -> str:
     return str(shop.history(product)[0]["cause"])
 
 
-def scoped_events(shop: Shop, type_: str) -> list[str]:
-    """Ids of the events of that type in the stream, as history names them."""
-    events = [json.loads(fields["event"]) for _, fields in shop.redis.xrange("events")]
+def causes(events: list[dict[str, Any]], type_: str) -> list[str]:
+    """Those of that type, as history names them."""
     return [f"event:{event['id']}" for event in events if event["type"] == type_]
 
 
@@ -188,11 +186,12 @@ def test_every_change_of_a_promotion_shows_in_prices_and_in_history(shop: Shop) 
         (lambda: shop.http.put(url, json=promotion(product, segment="everyone")), "18.00"),
         (lambda: shop.http.delete(url), "20.00"),
     ]:
-        assert change().is_success
-        price_becomes(shop, expected, product)
+        with shop.recording() as events:
+            assert change().is_success
+            price_becomes(shop, expected, product)
         assert shop.quote(product)["source"] == "cache"
         shop.settle()
-        assert cause_of_last(shop, product) in scoped_events(shop, "promotion.changed")
+        assert cause_of_last(shop, product) in causes(events, "promotion.changed")
     assert prices(shop.history(product)) == ["20.00", "18.00", "20.00", "12.00", "15.00", "18.00", "20.00"]
 
 
@@ -208,10 +207,11 @@ def test_every_change_of_a_policy_shows_in_prices_and_in_history(shop: Shop) -> 
         (lambda: shop.http.put(url, json=policy(product, kind="list", floor=25)), "25.00"),
         (lambda: shop.http.delete(url), "20.00"),
     ]:
-        assert change().is_success
-        price_becomes(shop, expected, product)
+        with shop.recording() as events:
+            assert change().is_success
+            price_becomes(shop, expected, product)
         shop.settle()
-        assert cause_of_last(shop, product) in scoped_events(shop, "policy.changed")
+        assert cause_of_last(shop, product) in causes(events, "policy.changed")
 
 
 def test_a_rule_for_a_category_prices_every_product_of_it_and_no_other(shop: Shop) -> None:

@@ -126,10 +126,23 @@ class Shop:
 
     def unacknowledged(self) -> list[str]:
         """Ids of stream entries that nobody has acknowledged, whether read or not."""
-        group = self.redis.xinfo_groups("events")[0]
+        (group,) = (group for group in self.redis.xinfo_groups("events") if group["name"] == "repricing")
         pending = self.redis.xpending_range("events", "repricing", "-", "+", 1000)
         unread = self.redis.xrange("events", f"({group['last-delivered-id']}", "+")
         return [entry["message_id"] for entry in pending] + [stream_id for stream_id, _ in unread]
+
+    @contextmanager
+    def recording(self) -> Iterator[list[dict[str, Any]]]:
+        """Every event that comes into the stream in this block, in its order, once the block is over. A group of our
+        own, which has yet to read them, keeps them from being trimmed."""
+        group, events = f"recording-{uuid4()}", list[dict[str, Any]]()
+        self.redis.xgroup_create("events", group, "$")
+        try:
+            yield events
+            for _, entries in self.redis.xreadgroup(group, "test", {"events": ">"}):
+                events += [json.loads(fields["event"]) for _, fields in entries]
+        finally:
+            self.redis.xgroup_destroy("events", group)
 
     def history(self, product_id: str, location: str = "NY") -> list[dict[str, Any]]:
         """Every version, newest first."""
