@@ -26,9 +26,8 @@ class LossyClient:
 
     def __init__(self, url: str, *, repeats: bool = True) -> None:
         retry = Retry(NoBackoff(), 1 if repeats else 0)
-        self.client = redis.Redis(
-            connection_pool=redis.ConnectionPool.from_url(url, connection_class=_Connection, retry=retry)
-        )
+        pool = redis.ConnectionPool.from_url(url, connection_class=_Connection, retry=retry)
+        self.client = redis.Redis.from_pool(pool)  # which closes it; one that is only given a pool does not
         self.client.ping()
 
     def has_lost(self) -> bool:
