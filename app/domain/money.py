@@ -53,7 +53,7 @@ def to_minor(amount: Decimal, decimals: int) -> int:
     return minor
 
 
-@lru_cache(32_768)  # few amounts are many prices, and making a decimal costs more than finding it
+@lru_cache(8192)  # few amounts are many prices, and making a decimal costs more than finding it
 def to_decimal(minor: int, decimals: int) -> Decimal:
     """Minor units as a decimal with exactly the currency's decimals: 1290 as 12.90."""
     return Decimal(minor).scaleb(-decimals)
