@@ -102,7 +102,7 @@ def section(results: Sequence[Result], about: dict[str, Any]) -> str:
     machine, versions = about["machine"], about["versions"]
     lines = [
         "",
-        "## Read path",
+        "## Quotes, events and recalculations",
         "",
         f"Measured {about['time'][:10]} at {about['revision']}, {machine['cores']} cores ({machine['processor']}) "
         f"that ran the load, the stores and everything else too; load average before: {machine['load_before']}. "
