@@ -5,7 +5,9 @@ the API costs its other requests nothing; only where there is none, the API does
 """
 
 import asyncio
+import struct
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -18,6 +20,7 @@ SOCKET = "exporter.sock"
 """In the folder of the metrics: whoever connects is told everything."""
 
 _PATIENCE_S = 5.0
+_ATTEMPTS = 5
 _END = b"# EOF\n"
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -30,6 +33,14 @@ class _Together(Collector):
         self._seats = seats
 
     def collect(self) -> Iterable[Metric]:
+        """Whoever takes a dead process' seat begins its gauges anew, perhaps after they were listed here: such a file
+        is gone, or empty as yet, and all are listed and read again."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(FileNotFoundError, struct.error):
+                return self._read()
+        return self._read()
+
+    def _read(self) -> Iterable[Metric]:
         metrics: Iterable[Metric] = MultiProcessCollector.merge(self._seats.files())  # type: ignore[no-untyped-call]
         return metrics
 

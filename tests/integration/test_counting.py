@@ -132,3 +132,21 @@ def test_what_a_process_has_only_begun_to_make_holds_up_no_scrape(counters: Coun
     (counters.folder / "counter_5.db").touch()
     (counters.folder / "gauge_livesum_5.db").touch()
     assert counters.scrape() == "# EOF\n"
+
+
+class Renewed(Seats):
+    """A seat that is taken anew at the worst moment: one of its gauges begins again when the files have been listed."""
+
+    def files(self) -> list[str]:
+        listed = super().files()
+        gauge = self.folder / "gauge_livemax_0.db"
+        if str(gauge) in listed:
+            gauge.unlink()
+            gauge.touch()
+        return listed
+
+
+def test_a_gauge_that_begins_again_while_it_is_read_holds_up_no_scrape(counters: Counters) -> None:
+    counters.start()
+    eventually(lambda: counters.alive() == 1)
+    assert QUOTES[0] in exposition(Renewed(counters.folder)).decode()
