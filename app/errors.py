@@ -3,7 +3,11 @@
     PricingError
     ├── InvalidInput          the caller's mistake; never retried
     │   ├── NotFound            an unknown product, location, rule or task
+    │   ├── ScopeTaken          a policy where another one is
     │   └── MalformedEvent      a message that can never be applied
+    ├── Refused               whoever asks may not
+    │   ├── Unauthenticated     nobody knows who it is
+    │   └── Forbidden           it is known, and has no right to this
     ├── Unavailable           something we need is away; retry later
     ├── Overloaded            we are full; retry later
     │   └── RateLimited         too often; retry later
@@ -17,6 +21,7 @@ What each means to the three who read it:
 
     base           API                  worker                     listener
     InvalidInput   4xx                  fail, no retry             dead letter, acknowledge
+    Refused        401, 403             -                          -
     Unavailable    503 + Retry-After    retry, full jitter         leave pending
     Overloaded     503 + Retry-After    retry later                pause reading
     Conflict       409                  retry: look again          -
@@ -61,8 +66,32 @@ class NotFound(InvalidInput):
     code = "not_found"
 
 
+class ScopeTaken(InvalidInput):
+    """Unlike other refusals, this one passes once the other policy is removed."""
+
+
 class MalformedEvent(InvalidInput):
     code = "malformed_event"
+
+
+class Refused(PricingError):
+    """`reason` is one of few words, to be counted by."""
+
+    reason: ClassVar[str]
+
+
+class Unauthenticated(Refused):
+    """`key_id` is of the key that was shown, where that is known and no longer good."""
+
+    code = reason = "unauthenticated"
+
+    def __init__(self, message: str, key_id: str = "") -> None:
+        super().__init__(message)
+        self.key_id = key_id
+
+
+class Forbidden(Refused):
+    code = reason = "forbidden"
 
 
 class Unavailable(PricingError):
@@ -108,3 +137,7 @@ class NotReplayable(Conflict):
 
 class LockLost(Conflict):
     code = "lock_lost"
+
+
+TRANSIENT = (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError)
+"""What may pass by itself, to be tried again; a defect or a mistake never does."""

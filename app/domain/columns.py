@@ -44,6 +44,9 @@ class Segment(IntEnum):
     MEMBER = 1
 
 
+EVERYONE, MEMBER = Segment  # looking into an enumeration takes several times as long
+
+
 def _all_int64(*names: str) -> np.dtype[Any]:
     return np.dtype([(name, np.int64) for name in names])
 

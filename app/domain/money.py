@@ -5,7 +5,7 @@ always a multiple of `SCALE` there; one that rounds per line keeps the fraction 
 """
 
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import iso4217
@@ -53,7 +53,6 @@ def to_minor(amount: Decimal, decimals: int) -> int:
     return minor
 
 
-@lru_cache(8192)  # few amounts are many prices, and making a decimal costs more than finding it
 def to_decimal(minor: int, decimals: int) -> Decimal:
     """Minor units as a decimal with exactly the currency's decimals: 1290 as 12.90."""
     return Decimal(minor).scaleb(-decimals)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.domain.columns import Segment
 from app.domain.money import Currency
 
 
@@ -67,9 +66,6 @@ class PriceSheet(msgspec.Struct, array_like=True, frozen=True, gc=False):
     rejected: tuple[Rejected, ...]
     everyone: SegmentPrices
     member: SegmentPrices
-
-    def of(self, segment: Segment) -> SegmentPrices:
-        return self.member if segment is Segment.MEMBER else self.everyone
 
 
 class Label(NamedTuple):

@@ -60,7 +60,7 @@ class Task(BaseModel):
 class Assignment(NamedTuple):
     """What a worker does in a turn at a part: the rows of the scopes with after < key <= until. `attempts` counts the
     turns, this one included, that have not brought it further, `error` is the last of theirs; `repeat` says that the
-    last one may have left rows uncached."""
+    last one may have left rows uncached, `most_change` that most of what the task has looked at so far did change."""
 
     cause: str
     scopes: list[RowScope]
@@ -70,6 +70,7 @@ class Assignment(NamedTuple):
     attempts: int
     error: str | None
     repeat: bool
+    most_change: bool
 
 
 class Batch(NamedTuple):
