@@ -3,9 +3,13 @@
 import gc
 import logging
 import math
+import os
 import pathlib
 import signal
 import sys
+
+# structlog loads it for tracebacks in colour wherever it is installed: 4 MB that nothing here needs.
+sys.modules["rich"] = None
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
@@ -19,6 +23,9 @@ import app.services.quoting  # noqa: F401
 from app import stopping
 from app.api import leaving
 from app.api.protocol import QuickProtocol
+from app.bootstrap import tell_end
+from app.local.leash import die_with
+from app.observability import sources
 from app.observability.logging import configure_logging
 from app.observability.tracing import configure_tracing, stop_tracing
 from app.settings import Settings
@@ -87,8 +94,13 @@ def when_ready(server):
 
 
 def post_fork(server, worker):
+    # Each session has its share of the processors (see app/niceness.py): together the workers would have one, as much
+    # as a single process of PostgreSQL. Who ends the master's group does not reach them any more: they end with it.
+    os.setsid()
+    die_with(server.pid, signal.SIGKILL)
     # The thread that writes access records gives way to requests ten times sooner than by default.
     sys.setswitchinterval(0.0005)
+    sources.take_place(worker.age)
     # The master's handlers, which a fork inherits, would only note these and do nothing.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -103,3 +115,6 @@ def worker_exit(server, worker):
 
 def child_exit(server, worker):
     leaving.gone(worker.age)
+    ended = sources.left_by(worker.age)
+    if ended is not None:
+        tell_end(settings, ended)

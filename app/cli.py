@@ -13,9 +13,11 @@ from app.commands import fail, load_settings
 from app.commands.breakers import breakers
 from app.commands.dlq import dlq
 from app.commands.import_catalog import import_catalog
+from app.commands.keys import keys
 from app.commands.log_level import log_level
 from app.commands.replay import replay
 from app.commands.tasks import tasks
+from app.commands.telemetry import telemetry
 from app.commands.top import top
 
 app = typer.Typer(
@@ -108,8 +110,10 @@ app.command("import")(import_catalog)
 app.command()(replay)
 app.command()(breakers)
 app.command()(log_level)
+app.add_typer(keys, name="keys")
 app.add_typer(tasks, name="tasks")
 app.add_typer(dlq, name="dlq")
+app.add_typer(telemetry, name="telemetry")
 
 cache = typer.Typer(help="The shared cache of prices.", no_args_is_help=True)
 app.add_typer(cache, name="cache")

@@ -6,6 +6,13 @@ from typing import Literal
 from pydantic import AnyUrl, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.client_address import parse_networks
+
+Level = Literal["debug", "info", "warning", "error"]
+
+KEY_SECRET_LENGTH = 32
+"""What is shorter could be guessed."""
+
 
 class Settings(BaseSettings):
     """Built once per process and frozen. Units are in the names; defaults suit one machine."""
@@ -23,6 +30,19 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         None,
         description="Redis or Valkey that holds events and tasks; must not evict. Unset: the same as the cache.",
+    )
+
+    key_secret: SecretStr | None = Field(
+        None,
+        min_length=KEY_SECRET_LENGTH,
+        description="What API keys are hashed with, the same for all processes; a change makes every key useless.",
+    )
+    key_secret_file: Path | None = Field(
+        None, description="File that holds it instead. Both unset: `pricing up` makes one in its data folder."
+    )
+    open_reading: bool = Field(True, description="Whether whoever shows no API key may read prices and all else.")
+    api_key: SecretStr | None = Field(
+        None, description="The key that this program's own commands show to the API. Unset: that of `pricing up`."
     )
 
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
@@ -83,6 +103,38 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long processed event ids and ended tasks are kept, in days."
     )
 
+    telemetry: Literal["buffered", "synchronous", "off"] = Field(
+        "buffered",
+        description="What is kept of every request: buffered, answers do not wait for it, and up to 50 ms of records "
+        "are lost with a process that is killed; synchronous, no answer leaves before its record is safe; off, "
+        "nothing.",
+    )
+    telemetry_stream: str = Field("telemetry", description="Stream that holds records of requests.")
+    telemetry_backlog_mb: int = Field(
+        256, ge=1, description="With so much in it that stream takes no more, and records are spilled to disk, in MB."
+    )
+    telemetry_spill_dir: Path | None = Field(
+        None, description="Folder for records that the stream does not take. Unset: telemetry, in PRICING_DATA."
+    )
+    telemetry_spill_mb: int = Field(
+        1024, ge=1, description="What may be in that folder, in MB; beyond it the newest records are dropped."
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8,192.0.2.7, separated by commas.",
+    )
+    victoriametrics_url: SecretStr | None = Field(
+        None,
+        description="VictoriaMetrics, where records of requests go for graphs, as http://127.0.0.1:8428. Unset: "
+        "`pricing up` takes one that it finds there; else they are in PostgreSQL alone.",
+    )
+    telemetry_retention_days: float = Field(
+        400.0,
+        ge=1,
+        description="How long the exact records of requests are kept, in days; 400 lets the bills of a whole year be "
+        "checked a month after it has ended.",
+    )
+
     otlp_endpoint: AnyUrl | None = Field(
         None, description="Where spans go, OTLP over HTTP, such as http://127.0.0.1:4318. Unset: nowhere."
     )
@@ -95,16 +147,28 @@ class Settings(BaseSettings):
         description="Port where Prometheus finds the metrics of all processes. Unset: only at the API's /metrics.",
     )
     revision: str | None = Field(None, description="What the program was built from, for pricing_build_info.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level.")
+    log_level: Level = Field("info", description="Least severe log level.")
 
-    @field_validator("database_url", "cache_url", "broker_url")
+    @field_validator("database_url", "cache_url", "broker_url", "victoriametrics_url")
     @classmethod
     def _has_a_known_scheme(cls, url: SecretStr | None, field: ValidationInfo) -> SecretStr | None:
         """A driver that is given another scheme may quote the whole URL, password included, in its error."""
-        schemes = ("postgresql", "postgres") if field.field_name == "database_url" else ("redis", "rediss", "unix")
+        known = {"database_url": ("postgresql", "postgres"), "victoriametrics_url": ("http", "https")}
+        schemes = known.get(field.field_name or "", ("redis", "rediss", "unix"))
         if url is not None and url.get_secret_value().partition("://")[0] not in schemes:
             raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return url
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: str) -> str:
+        parse_networks(networks)
+        return networks
+
+    @property
+    def telemetry_folder(self) -> Path:
+        """Where records are spilled to."""
+        return self.telemetry_spill_dir or self.data / "telemetry"
 
     @property
     def events_url(self) -> SecretStr | None:

@@ -6,9 +6,8 @@ reclaimed by another one.
 """
 
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import redis
 import structlog
@@ -25,6 +24,8 @@ from app.observability.tracing import consumer_span, messaging
 from app.services.ports import BreakerState
 from app.services.recalculation import hint_abandoned
 from app.services.retention import forget_old
+from listener import records
+from listener.chore import Chore
 from listener.gauges import measure
 from listener.scopes import CATALOGUE, scope_of
 
@@ -32,6 +33,10 @@ _logger = structlog.get_logger(__name__)
 
 INBOX_LIMIT = 5_000
 """With so many entries in inboxes reading stops: the backlog stays in the stream."""
+
+SAMPLE = 32
+"""So many are read while a breaker is open, once nothing waits that was not tried: whether they can be applied is what
+closes it."""
 
 LOOK_INTERVAL_S = 1.0
 UPKEEP_INTERVAL_S = 5.0
@@ -55,6 +60,7 @@ class Loop:
             Chore(self._send_outbox, UPKEEP_INTERVAL_S),
             Chore(self._restart_tasks, UPKEEP_INTERVAL_S),
             Chore(self._trim, UPKEEP_INTERVAL_S),
+            *records.chores(resources),
             Chore(self._log.forget_consumers, FORGET_INTERVAL_S),
             Chore(self._forget_old, FORGET_INTERVAL_S),
         ]
@@ -65,6 +71,7 @@ class Loop:
             try:
                 self._log.ensure_group()
                 self._resources.accounts.begin()
+                self._resources.records.ensure()
                 while not self._stopping.is_set():
                     self._turn()
             except (Unavailable, redis.ResponseError) as error:
@@ -86,14 +93,14 @@ class Loop:
             for entries in self._log.unacknowledged(self._consumer, self._settings.read_count):
                 self._hand_over(entries, "read_again")
         self._unsure = True
-        entries = self._log.read(self._consumer, self._settings.read_count)
+        entries = self._log.read(self._consumer, SAMPLE if self._paused_by else self._settings.read_count)
         self._hand_over(entries, "read")
         self._unsure = False
         return entries
 
     def _is_full(self) -> bool:
         """Whether more in the inboxes would only wait there: for workers, or for what a breaker protects."""
-        return self._waiting > (0 if self._paused_by else INBOX_LIMIT)
+        return self._waiting > INBOX_LIMIT or bool(self._paused_by and self._resources.inboxes.fresh())
 
     def _hand_over(self, entries: Sequence[Entry], how: str) -> None:
         """Into the inboxes of their scopes, and a hint for each of these."""
@@ -174,21 +181,3 @@ class Loop:
 
     def _trim(self) -> None:
         self._log.trim()
-
-
-class Chore:
-    """Something to do now and then, every `interval_s` seconds, or after as many as it says itself."""
-
-    def __init__(self, do: Callable[[], float | None], interval_s: float) -> None:
-        self._do, self._interval_s = do, interval_s
-        self._due = 0.0
-
-    def do_if_due(self) -> None:
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._interval_s
-            own_s = self._do()
-            if own_s is not None:
-                self._due = time.monotonic() + own_s
-
-    def due_in_s(self) -> float:
-        return max(0.0, self._due - time.monotonic())

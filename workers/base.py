@@ -12,7 +12,7 @@ from opentelemetry import trace
 
 from app import stopping
 from app.adapters.task_queue import HINTED_SCOPE, SENT_AT
-from app.errors import Conflict, LockLost, Overloaded, Unavailable
+from app.errors import TRANSIENT, Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
 from app.observability.tracing import Attributes, context_of, messaging
 from app.services.ports import BreakerState
@@ -32,7 +32,8 @@ class PricingTask(Task):
     far below the broker's visibility timeout. After the last one the listener gives a new hint. Everything else
     fails at once, and counts against the work's own breaker.
 
-    `breakers` are the names of those that have to let the work through; the last one is its own. A try in half-open
+    `breakers` are the names of those that have to let the work through; the last one is its own. There are none where
+    the work asks a breaker itself. A try in half-open
     state finds out first whether the stores answer: the work may find nothing to do. `tells` says that the work notes
     itself how it fared.
     """
@@ -77,12 +78,15 @@ class PricingTask(Task):
                 if state is BreakerState.HALF_OPEN:
                     resources().breakers.note(self.breakers[-1], good=0 if self.tells else 1)
                 return result
-            except (Unavailable, Overloaded, Conflict, ConnectionError, TimeoutError) as error:
-                outcome, failure = "retried", error
-                raise self._again(error) from error
+            except TRANSIENT as error:
+                failure = error
+                again = self._again(error)
+                outcome = "retried"
+                raise again from error
             except Exception as error:
                 failure = error
-                self._note(self.breakers[-1], error)
+                if self.breakers:
+                    self._note(self.breakers[-1], error)
                 raise
             finally:
                 seconds = time.perf_counter() - started

@@ -5,6 +5,7 @@ from typing import Any
 import structlog
 from celery import signals
 
+from app import niceness
 from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.adapters.task_queue import make_celery
 from app.bootstrap import open_resources
@@ -30,6 +31,7 @@ def _logging(**_: Any) -> None:
 @signals.worker_init.connect
 def _verify(**_: Any) -> None:
     """In the parent, before it serves: the settings in the log, and every store answers."""
+    niceness.extend_to_session()
     configure_logging(settings, "worker")  # Celery asks for it later than this
     log_settings(settings, structlog.get_logger(__name__))
     resources = open_resources(settings)
@@ -47,7 +49,8 @@ def _start(**_: Any) -> None:
     """In each child, after the fork: connections and exporters do not survive one."""
     context.start(settings)
     kinds = {EVENTS_QUEUE: "worker", JOBS_QUEUE: "jobs"}
-    metrics.present(*(kinds[queue] for queue in app.amqp.queues.consume_from), revision=settings.revision)
+    taken = app.amqp.queues.consume_from
+    metrics.present(*(kind for queue, kind in kinds.items() if queue in taken), revision=settings.revision)
 
 
 @signals.worker_process_shutdown.connect

@@ -30,6 +30,7 @@ def start(settings: Settings) -> None:
 def stop() -> None:
     if _process is not None:
         stop_tracing(_process.tracer_provider)
+        _process.resources.record_sinks.close()
         _process.resources.store.close()
 
 

@@ -10,11 +10,18 @@ import structlog
 from celery import Celery
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, RECALCULATING
-from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, RECALCULATE, REPRICE_DUE
+from app.adapters.task_names import (
+    APPLY_EVENTS,
+    BOUNDARY_SCOPE,
+    RECALCULATE,
+    REPRICE_DUE,
+    WRITE_TELEMETRY,
+    telemetry_scope,
+)
 from app.bootstrap import Resources, now_ms
 from app.domain.events import Event, decode_event
 from app.domain.positions import accepted_at_ms
-from app.errors import MalformedEvent
+from app.errors import TRANSIENT, MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
@@ -31,6 +38,9 @@ BATCH = 500
 
 TURN_S = 0.1
 """How long one task works off an inbox before the next one's turn comes: there are more inboxes than workers."""
+
+TELEMETRY_TURN_S = 1.0
+"""How long one task writes to a sink before another's turn comes, or a recalculation's."""
 
 DUE_BATCH = 5_000
 """Price sheets per transaction when a promotion's boundary has passed."""
@@ -142,6 +152,23 @@ def reprice_due() -> None:
         deps.queue.reprice_due()
 
 
+def write_telemetry(sink: str) -> None:
+    """Write records of requests to a sink. Where that is away it ends, since there is nothing to wait for here: its own
+    breaker says when it is tried again, and a listener hints."""
+    deps = resources()
+
+    def turn(held: Held) -> bool:
+        try:
+            more: bool = deps.record_sinks.work(sink, TELEMETRY_TURN_S)
+            return more
+        except TRANSIENT as error:
+            _logger.warning("records wait for their sink", sink=sink, error=str(error))
+            return False
+
+    if deps.locks.in_rounds(telemetry_scope(sink), turn, turn_s=0) is Turn.UNFINISHED:
+        deps.queue.write_telemetry(sink)
+
+
 def register(application: Celery) -> None:
     """Put the tasks into a Celery application, under their names, each with the breakers that it needs closed."""
     for name, task, breaker in (
@@ -151,3 +178,4 @@ def register(application: Celery) -> None:
     ):
         needed = (POSTGRESQL, CACHE, breaker)
         application.task(task, name=name, base=PricingTask, breakers=needed, tells=breaker == APPLYING)
+    application.task(write_telemetry, name=WRITE_TELEMETRY, base=PricingTask)

@@ -1,4 +1,5 @@
-"""Circuit breakers that every process shares: one per store that work needs, one per kind of work.
+"""Circuit breakers that every process shares: one per store that work needs, one per kind of work,
+one per sink of telemetry.
 
 Closed, outcomes are counted in a window; too many failures, and too large a share of all, open it. Open, nothing that
 needs it is begun. After a while it is half open: one try at a time is let through, and its outcome closes the breaker
@@ -16,7 +17,9 @@ from app.services.ports import BreakerState, Tally
 
 POSTGRESQL, CACHE = "postgresql", "cache"
 APPLYING, RECALCULATING, BOUNDARIES = "apply_events", "recalculate", "reprice_due"
-NAMES = (POSTGRESQL, CACHE, APPLYING, RECALCULATING, BOUNDARIES)
+TELEMETRY_POSTGRESQL, TELEMETRY_VICTORIAMETRICS = "telemetry_postgresql", "telemetry_victoriametrics"
+SINKS = (TELEMETRY_POSTGRESQL, TELEMETRY_VICTORIAMETRICS)
+NAMES = (POSTGRESQL, CACHE, APPLYING, RECALCULATING, BOUNDARIES, *SINKS)
 
 _KEY = "breaker:"
 
@@ -34,6 +37,7 @@ class Limits(NamedTuple):
 
 
 STORE_LIMITS = Limits(failures=5, window_ms=10_000, longest_ms=5_000)
+SINK_LIMITS = Limits(failures=5, window_ms=60_000, longest_ms=15_000)
 WORK_LIMITS = Limits(failures=50, open_ms=10_000)
 """Of work, failures are events that nobody could apply: more than this, and the fault is probably not theirs."""
 
@@ -112,7 +116,7 @@ class Breakers:
     def note(self, name: str, *, good: int = 0, bad: int = 0, reason: str = "") -> BreakerState:
         """Count outcomes; the state that follows. `reason` says of the last failure why. A try that found nothing to
         do notes neither good nor bad."""
-        limits = STORE_LIMITS if name in (POSTGRESQL, CACHE) else WORK_LIMITS
+        limits = _limits(name)
         with unavailable_if_down():
             state = self._note(
                 keys=[_KEY + name],
@@ -135,6 +139,25 @@ class Breakers:
         """Close it, and forget what was counted."""
         with unavailable_if_down():
             self._client.delete(_KEY + name)
+
+
+class SinkBreaker:
+    """The breaker of one sink, as a pipeline's consumer has it."""
+
+    def __init__(self, breakers: Breakers, name: str) -> None:
+        self._breakers, self._name = breakers, name
+
+    def let_through(self) -> BreakerState:
+        return self._breakers.let_through([self._name])
+
+    def note(self, *, good: int = 0, bad: int = 0, reason: str = "") -> BreakerState:
+        return self._breakers.note(self._name, good=good, bad=bad, reason=reason)
+
+
+def _limits(name: str) -> Limits:
+    if name in (POSTGRESQL, CACHE):
+        return STORE_LIMITS
+    return SINK_LIMITS if name in SINKS else WORK_LIMITS
 
 
 def _tally(fields: list[bytes | None]) -> Tally:

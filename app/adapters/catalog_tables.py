@@ -1,6 +1,6 @@
 """Products, locations, list prices and signals; and which rows an event or a rule is about."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -37,6 +37,10 @@ class CatalogTables:
 
     def subjects(self, subjects: Collection[str], locations: Collection[str]) -> Subjects:
         """The keys of these products or categories, and of these locations, in one query."""
+        return self.ask_subjects(subjects, locations)()
+
+    def ask_subjects(self, subjects: Collection[str], locations: Collection[str]) -> Callable[[], Subjects]:
+        """As `subjects`, for a block of `together`: call what it gives when that is over."""
         rows = run(
             self._connection,
             "SELECT 'products', product_id, product_key, NULL FROM products WHERE product_id = ANY(%(subjects)s)"
@@ -45,12 +49,16 @@ class CatalogTables:
             " WHERE location = ANY(%(locations)s)",
             {"subjects": list(subjects), "locations": list(locations)},
         )
-        found = Subjects({}, {}, {})
-        for kind, name, key, code in rows:
-            if kind == "locations":
-                found.locations[name] = key, currency(code)
-            else:
-                (found.products if kind == "products" else found.categories)[name] = key
+
+        def found() -> Subjects:
+            found = Subjects({}, {}, {})
+            for kind, name, key, code in rows:
+                if kind == "locations":
+                    found.locations[name] = key, currency(code)
+                else:
+                    (found.products if kind == "products" else found.categories)[name] = key
+            return found
+
         return found
 
     def currencies(self) -> dict[int, Currency]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from psycopg.abc import RV, PQGen
 from psycopg.adapt import Dumper
 
+from app import niceness
 from app.domain.columns import Column, Table
 from app.errors import InvalidInput, Unavailable
 
@@ -81,6 +82,11 @@ def make_engine(
     def replace_if_ended(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
         if connection.closed or _has_something_to_read(connection):
             raise sa.exc.InvalidatePoolError
+
+    @sa.event.listens_for(engine, "connect")
+    def give_way(connection: psycopg.Connection[Any], _record: Any) -> None:
+        if connection.info.host.startswith(("/", "127.", "localhost", "::1")):
+            niceness.extend_to_postgres(connection.info.backend_pid)
 
     if answer_s is not None:
 
@@ -212,38 +218,57 @@ def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str
 
     Each column comes as one binary array, so there is no Python object per value, and not even one per row.
     """
-    return ask_columns(connection, select, parameters, dtype)()
+    (table,) = ask_tables(connection, [(select, dtype)], parameters)()
+    return table
 
 
-def ask_columns(
-    connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]
-) -> Callable[[], Table]:
-    """As `read_columns`, for a block of `together`: call what it gives when that is over."""
-    names = dtype.names or ()
-    aggregates = ", ".join(f"array_send(array_agg({name}))" for name in names)
-    answer = run(connection, f"SELECT {aggregates} FROM ({select}) rows ({', '.join(names)})", parameters)
+def ask_tables(
+    connection: sa.Connection, selects: Sequence[tuple[str, np.dtype[Any]]], parameters: Mapping[str, Any]
+) -> Callable[[], list[Table]]:
+    """As `read_columns`, for several queries in one statement. Call what it gives, after the block where it was asked
+    in one of `together`."""
+    named = [(query, dtype.names or ()) for query, dtype in selects]
+    answer = _ask_aggregates(connection, "array_send(array_agg({}))", named, parameters)
+    return lambda: [_table(arrays, dtype) for arrays, (_, dtype) in zip(answer(), selects, strict=True)]
 
-    def read() -> Table:
-        arrays: tuple[bytes | None, ...] = answer.fetchone() or (None,)
-        if None in arrays:
-            return np.empty(0, dtype)
-        columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
-        table = np.empty(len(columns[0]), dtype)
-        for name, column in zip(names, columns, strict=True):
-            table[name] = column["value"]
-        return table
+
+def _table(arrays: Sequence[bytes | None], dtype: np.dtype[Any]) -> Table:
+    if None in arrays:
+        return np.empty(0, dtype)
+    columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
+    table = np.empty(len(columns[0]), dtype)
+    for name, column in zip(dtype.names or (), columns, strict=True):
+        table[name] = column["value"]
+    return table
+
+
+def read_lists(
+    connection: sa.Connection, selects: Sequence[tuple[str, Sequence[str]]], parameters: Mapping[str, Any]
+) -> list[Sequence[list[Any]]]:
+    """Of several queries, of any types, each column as one list: less work than a tuple per row. Each query comes with
+    the names of its columns."""
+    return _ask_aggregates(connection, "coalesce(array_agg({}), '{{}}')", selects, parameters)()
+
+
+def _ask_aggregates(
+    connection: sa.Connection,
+    aggregate: str,
+    selects: Sequence[tuple[str, Sequence[str]]],
+    parameters: Mapping[str, Any],
+) -> Callable[[], list[Sequence[Any]]]:
+    """Of each query an aggregate of each column, all in one statement: for a small query, to be one is most of its
+    cost."""
+    parts = []
+    for nth, (query, names) in enumerate(selects):
+        aggregates = ", ".join(map(aggregate.format, names))
+        parts.append(f"(SELECT {aggregates} FROM ({query}) rows ({', '.join(names)})) of_{nth}")
+    answer = run(connection, f"SELECT * FROM {', '.join(parts)}", parameters)
+
+    def read() -> list[Sequence[Any]]:
+        row = iter(answer.fetchone() or ())
+        return [list(islice(row, len(names))) for _, names in selects]
 
     return read
-
-
-def ask_lists(
-    connection: sa.Connection, select: str, parameters: Mapping[str, Any], columns: Sequence[str]
-) -> Callable[[], list[list[Any]]]:
-    """The columns of a query of any types, each as one list: less work than a tuple per row. Call what it gives, after
-    the block where it was asked in one of `together`."""
-    aggregates = ", ".join(f"coalesce(array_agg({name}), '{{}}')" for name in columns)
-    answer = run(connection, f"SELECT {aggregates} FROM ({select}) rows ({', '.join(columns)})", parameters)
-    return lambda: list(answer.fetchone() or ())
 
 
 def run(connection: sa.Connection, statement: str, parameters: Mapping[str, Any]) -> psycopg.Cursor[Any]:
@@ -291,6 +316,15 @@ def _cut(records: np.ndarray[Any, Any]) -> list[bytes]:
     """Each record's own bytes."""
     size, data = records.dtype.itemsize, records.tobytes()
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], rows: Iterable[bytes]) -> None:
+    """COPY rows that are in PostgreSQL's binary format already, a block at a time."""
+    with _cursor(connection).copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.write(_COPY_HEADER)
+        for block in rows:
+            copy.write(block)
+        copy.write(_COPY_END)
 
 
 def write_rows(connection: sa.Connection, table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:

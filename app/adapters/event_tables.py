@@ -1,7 +1,7 @@
 """What makes events safe: which were processed, which still have to be sent, who may write."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -79,14 +79,23 @@ class EventTables:
     def check_fence(self, scope: str, token: int) -> None:
         """Let only the newest holder of a scope's lock write. Raises `LockLost` for an older token."""
         with together(self._connection):  # with the BEGIN, as it is the first of its transaction
-            newest = run(
-                self._connection,
-                "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s) ON CONFLICT (scope)"
-                " DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
-                {"scope": scope, "token": token},
-            )
-        if newest.fetchone() is None:
-            raise LockLost(f"the lock on {scope} was taken over by a newer holder")
+            checked = self.ask_fence(scope, token)
+        checked()
+
+    def ask_fence(self, scope: str, token: int) -> Callable[[], None]:
+        """As `check_fence`, for a block of `together`: call what it gives when that is over."""
+        newest = run(
+            self._connection,
+            "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s) ON CONFLICT (scope)"
+            " DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
+            {"scope": scope, "token": token},
+        )
+
+        def checked() -> None:
+            if newest.fetchone() is None:
+                raise LockLost(f"the lock on {scope} was taken over by a newer holder")
+
+        return checked
 
 
 def _noted(scopes: Sequence[RowScope]) -> str:

@@ -56,9 +56,11 @@ class HotNames:
         while True:
             await asyncio.sleep(self._report_interval_s)
             hottest: list[tuple[str, Entry]] = []
+            least = 0  # that it takes to be one of them; few entries of many are compared
             for part in self._reader.near.hits(_LOOKED_AT):
-                asked = [(where, entry) for where, entry in part if entry.hits]
-                hottest = nlargest(_REPORTED, hottest + asked, key=lambda item: item[1].hits)
+                if asked := [(where, entry) for where, entry in part if entry.hits > least]:
+                    hottest = nlargest(_REPORTED, hottest + asked, key=lambda item: item[1].hits)
+                    least = hottest[-1][1].hits if len(hottest) == _REPORTED else 0
                 await asyncio.sleep(_BREATH_S)
             if not hottest:
                 continue

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import redis
@@ -57,6 +58,15 @@ class Inboxes:
             waiting: list[int] = self._put(keys=keys, args=arguments)
         return dict(zip(entries, waiting, strict=True))
 
+    def fresh(self) -> int:
+        """How many entries wait that were not tried yet, or are being tried."""
+        with unavailable_if_down():
+            names: Any = self._client.smembers("inboxes")
+            with self._client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.zcard(_inbox(name.decode()))
+                return sum(pipeline.execute())
+
     def waiting(self) -> dict[str, int]:
         """Scopes in whose inbox something is to be done now, and how much."""
         with unavailable_if_down():
@@ -78,7 +88,8 @@ class Inboxes:
         """The next entries to be applied together, the oldest first, at most `limit`."""
         taken = self._taken(held, limit)
         if isinstance(taken, bytes):
-            self._note_death(held, taken.decode().split()[1:])
+            # A holder of the release before wrote no token: only the ids have a hyphen.
+            self._note_death(held, [word for word in taken.decode().split() if "-" in word])
             taken = self._taken(held, limit)
         return [_waiting(stream_id.decode(), event, failure) for stream_id, event, failure in taken]
 
@@ -100,14 +111,15 @@ class Inboxes:
                 time.sleep(0.1)
 
     def fail(self, held: Held, failed: Sequence[tuple[Waiting, str]]) -> None:
-        """Entries of the batch in hand failed, each with an error: they are suspects now, and are tried again later.
-        The others are back in the inbox."""
+        """Entries of the batch in hand failed, each with an error: they are suspects now, and are tried again later,
+        those that have failed equally often at the same time. The others are back in the inbox."""
         arguments: list[str | int] = []
+        wait_ms = cache(_wait_ms)
         with _as_holder():
             now = _now_ms(self._client)
             for waiting, error in failed:
                 failure = _after(waiting.failure, error, now)
-                arguments += [waiting.stream_id, json.dumps(failure._asdict()), now + _wait_ms(failure.attempts)]
+                arguments += [waiting.stream_id, json.dumps(failure._asdict()), now + wait_ms(failure.attempts)]
             self._fail(keys=self._keys(held), args=[held.token, *arguments])
 
     def settle(self, held: Held, done: Mapping[str, Fate], letters: Sequence[Letter]) -> int:

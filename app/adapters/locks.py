@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 import redis
+import structlog
 from opentelemetry import trace
 
 from app import stopping
@@ -27,6 +28,8 @@ from app.errors import LockLost, Unavailable
 from app.observability import metrics
 from app.observability.tracing import describe
 from app.services.ports import Turn
+
+_logger = structlog.get_logger(__name__)
 
 HINT_LIFE_S = 5.0
 
@@ -84,6 +87,7 @@ class Locks:
         self._ask_script = client.register_script(_ASK)
         self._free_script = client.register_script(_FREE)
         self._renew_script = client.register_script(_RENEW)
+        self._renewals = _Renewals(ttl_s)
 
     def hint(self, scope: str, life_s: float = HINT_LIFE_S) -> bool:
         """Whether a task that asks for this scope has to be queued: not while one is on its way. It is taken for lost
@@ -159,8 +163,8 @@ class Held:
     def __init__(self, locks: Locks, scope: str, owner: str, token: int, asked: int, until: float) -> None:
         self.scope, self.token = scope, token
         self._locks, self._owner, self._asked, self._until = locks, owner, asked, until
-        self._released = threading.Event()
-        self._renewer = threading.Thread(target=self._renew, name=f"renew {scope}", daemon=True)
+        self._released = False
+        self._at_work = threading.Lock()
 
     def check(self) -> None:
         """Raises `LockLost` where the lock is another's by now, or was not renewed in time: a process that was
@@ -174,28 +178,47 @@ class Held:
 
     def free_unless_asked(self) -> bool:
         """Free the lock; False, and still held, where somebody has asked since this round began."""
-        answer = self._free(str(self._asked))
+        with self._at_work:
+            answer = self._free(str(self._asked))
+            self._released = answer[0] == b"free"
         if answer[0] == b"asked":
             self._asked = int(answer[1])
             metrics.lock_wait.labels(_kind(self.scope)).observe(int(answer[2]) / 1e6)
             trace.get_current_span().add_event("another round", {"pricing.lock_wait_ms": int(answer[2]) // 1000})
-            return False
-        if answer[0] == b"lost":
+        elif answer[0] == b"lost":
             self._lose()
             self.check()
-        self._released.set()
-        return True
+        return self._released
+
+    def renew(self) -> None:
+        """Begin the lock's life anew, unless it is freed or lost by now."""
+        renewed_at = time.monotonic()
+        with self._at_work:
+            if self._released or not self._until:
+                return
+            try:
+                renewed = self._locks._renew_script(
+                    keys=[_lock(self.scope)], args=[self._owner, int(self._locks._ttl_s * 1000)]
+                )
+            except redis.RedisError:
+                return
+            if renewed:
+                self._until = renewed_at + self._locks._ttl_s
+                metrics.lock_renewals.labels(_kind(self.scope)).inc()
+            else:
+                self._lose()
 
     def __enter__(self) -> "Held":
-        self._renewer.start()
+        self._locks._renewals.begin(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._released.is_set():
-            self._released.set()
-            with suppress(Unavailable):  # it expires; the fence keeps its late holder from writing
-                self._free("")
-        self._renewer.join()
+        self._locks._renewals.end(self)
+        with self._at_work:
+            if not self._released:
+                self._released = True
+                with suppress(Unavailable):  # it expires; the fence keeps its late holder from writing
+                    self._free("")
 
     def _free(self, generation: str) -> list[bytes]:
         with unavailable_if_down():
@@ -204,24 +227,45 @@ class Held:
             )
         return answer
 
-    def _renew(self) -> None:
-        ttl_s = self._locks._ttl_s
-        while not self._released.wait(ttl_s / 3):
-            renewed_at = time.monotonic()
-            try:
-                renewed = self._locks._renew_script(keys=[_lock(self.scope)], args=[self._owner, int(ttl_s * 1000)])
-            except redis.RedisError:
-                continue
-            if not renewed:
-                if not self._released.is_set():
-                    self._lose()
-                return
-            self._until = renewed_at + ttl_s
-            metrics.lock_renewals.labels(_kind(self.scope)).inc()
-
     def _lose(self) -> None:
         self._until = 0.0
         metrics.lock_lost.labels(_kind(self.scope)).inc()
+
+
+class _Renewals:
+    """One thread renews all that this process holds: to start one for each lock takes as long as some are held for. It
+    looks every third of a lock's life, and ends where nothing is held."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._interval_s = ttl_s / 3
+        self._held: set[Held] = set()
+        self._books = threading.Lock()
+        self._runs = False
+
+    def begin(self, held: Held) -> None:
+        with self._books:
+            self._held.add(held)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="renew locks", daemon=True).start()
+
+    def end(self, held: Held) -> None:
+        with self._books:
+            self._held.discard(held)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._interval_s)
+            with self._books:
+                if not self._held:
+                    self._runs = False
+                    return
+                held = list(self._held)
+            for each in held:
+                try:
+                    each.renew()
+                except Exception as error:  # a defect; but the other locks are to be renewed all the same
+                    _logger.error("a lock cannot be renewed", scope=each.scope, exc_info=error)
 
 
 def fence_key(scope: str) -> str:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import redis
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from app.adapters.redis_clients import make_redis, unavailable_if_refused
 from app.errors import Unavailable
 from app.observability.logging import set_level
-from app.settings import Settings
+from app.settings import Level, Settings
 
 LOOK_S = 1.0
 """How often a process looks, in seconds."""
@@ -45,12 +45,13 @@ class LogLevel:
             self._client.delete(_KEY)
 
     def said(self) -> Said | None:
-        """None where every process has the level of its settings."""
+        """None where every process has the level of its settings, also where what is said is no level."""
         with unavailable_if_refused(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.get(_KEY)
             pipeline.pttl(_KEY)
             level, left_ms = pipeline.execute()
-        return None if level is None else Said(level.decode(), left_ms / 1000)
+        known = {known.encode(): known for known in get_args(Level)}
+        return Said(known[level], left_ms / 1000) if level in known else None
 
 
 def follow(settings: Settings) -> None:

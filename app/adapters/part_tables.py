@@ -33,6 +33,8 @@ class PartTables:
             return None
         _check(task_id, part, row.token, token)
         attempts = row.attempts + 1
+        changed, done = sa.func.sum(task_parts.c.changed), sa.func.sum(task_parts.c.done)
+        most_change = sa.select(changed * 2 > done).where(task_parts.c.task_id == task_id)
         self._update(task_id, part, state=TaskState.RUNNING, token=token, attempts=attempts, orderly=False)
         return Assignment(
             cause=row.cause,
@@ -43,6 +45,7 @@ class PartTables:
             attempts=attempts,
             error=row.error,
             repeat=not row.orderly,
+            most_change=self._connection.execute(most_change).scalar_one(),
         )
 
     def hold(self, task_id: str, part: int, token: int) -> bool:

@@ -1,13 +1,12 @@
 """Price sheets and their history: what a repricing reads and writes inside one transaction."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from app.adapters import row_inputs
-from app.adapters.database import NOW_MS, ask_columns, ask_lists, read_columns, run, together, write_columns
+from app.adapters.database import read_columns, read_lists, run, together, write_columns
 from app.domain.columns import NEVER, ROW_KEYS, Column, RowKey, Table
 from app.domain.money import currency
 from app.domain.rows import RowScope, StoredInputs
@@ -22,10 +21,48 @@ _HISTORY = np.dtype(
 )
 
 _VERSIONS = np.dtype([("version", np.int64)])
-_NOW = np.dtype([("ms", np.int64)])
 
 _EPOCH_MS = 946_684_800_000
 """PostgreSQL's timestamps are microseconds since 2000."""
+
+
+_FEW = 100
+"""So many versions are sent along with their sheets. COPY, which writes more of them sooner, has two waits of its own,
+and takes 1 to 6 ms for one row of a large table."""
+
+_SHEETS = ("product_key", "location_key", "version", "digest", "valid_until")
+_STORE_SHEETS = """
+    INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)
+    SELECT product_key, location_key, version, digest, to_timestamp(nullif(ms, %(never)s) / 1000.0)
+    FROM unnest(%(product_key)s::int4[], %(location_key)s::int4[], %(version)s::int8[], %(digest)s::int8[],
+                %(valid_until)s::int8[]) AS n (product_key, location_key, version, digest, ms)
+    ON CONFLICT (product_key, location_key) DO UPDATE
+    SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until
+"""
+
+_STORE_HISTORY = """
+    INSERT INTO price_history (product_key, location_key, version, computed_at, list_price, base_price, everyone_price,
+                               member_price, cause, sheet)
+    SELECT product_key, location_key, version, to_timestamp(ms / 1000.0), list_price, base_price, everyone_price,
+           member_price, cause, sheet
+    FROM unnest(%(product_key)s::int4[], %(location_key)s::int4[], %(version)s::int8[], %(computed_at)s::int8[],
+                %(list_price)s::int8[], %(base_price)s::int8[], %(everyone_price)s::int8[], %(member_price)s::int8[],
+                %(cause)s::text[], %(sheet)s::bytea[])
+      AS n (product_key, location_key, version, ms, list_price, base_price, everyone_price, member_price, cause, sheet)
+"""
+
+
+def _named(table: str, *columns: str) -> tuple[str, Sequence[str]]:
+    """These columns of a table, of the rows whose first one is among the parameter of the table's name."""
+    return f"SELECT {', '.join(columns)} FROM {table} WHERE {columns[0]} = ANY(%({table})s::int4[])", columns
+
+
+_NAMES = (
+    _named("products", "product_key", "product_id"),
+    _named("locations", "location_key", "location", "currency"),
+    _named("policies", "policy_key", "policy_id", "name"),
+    _named("promotions", "promotion_key", "promotion_id", "name"),
+)
 
 
 class PriceTables:
@@ -39,15 +76,12 @@ class PriceTables:
 
     def inputs(self, keys: Table) -> StoredInputs:
         """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-        return row_inputs.ask_inputs(self._connection, keys)()
+        return row_inputs.inputs(self._connection, keys)
 
-    def hold(self, keys: Table) -> tuple[StoredInputs, int]:
-        """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock."""
-        with together(self._connection):
-            row_inputs.lock(self._connection, keys)
-            now = ask_columns(self._connection, NOW_MS, {}, _NOW)
-            inputs = row_inputs.ask_inputs(self._connection, keys)
-        return inputs(), int(now()["ms"][0])
+    def ask_held(self, keys: Table) -> Callable[[], tuple[StoredInputs, int]]:
+        """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock.
+        For a block of `together`: call what it gives when that is over."""
+        return row_inputs.ask_held(self._connection, keys)
 
     def inputs_between(
         self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], *, hold: bool = False
@@ -105,46 +139,32 @@ class PriceTables:
         seconds: float | None = self._connection.execute(select).scalar_one()
         return seconds
 
-    def labels(self, products: Column, policies: Column, promotions: Column) -> Labels:
-        """The public names of these keys, and of all locations."""
-        with together(self._connection):
-            at = run(self._connection, "SELECT location_key, location, currency FROM locations", {})
-            ids = self._ask_named("products", ("product_key", "product_id"), products)
-            of_policies = self._ask_named("policies", ("policy_key", "policy_id", "name"), policies)
-            of_promotions = self._ask_named("promotions", ("promotion_key", "promotion_id", "name"), promotions)
+    def labels(self, products: Column, locations: Column, policies: Column, promotions: Column) -> Labels:
+        """The public names of these keys."""
+        keys = {"products": products, "locations": locations, "policies": policies, "promotions": promotions}
+        parameters = {table: np.unique(column) for table, column in keys.items()}
+        names = read_lists(self._connection, _NAMES, parameters)
+        (product_keys, product_ids), (location_keys, ids, codes), policy_names, promotion_names = names
         return Labels(
-            products=dict(zip(*ids(), strict=True)),
-            locations={key: (location, currency(code)) for key, location, code in at},
-            policies=_labels(*of_policies()),
-            promotions=_labels(*of_promotions()),
+            products=dict(zip(product_keys, product_ids, strict=True)),
+            locations=dict(zip(location_keys, zip(ids, map(currency, codes), strict=True), strict=True)),
+            policies=_labels(*policy_names),
+            promotions=_labels(*promotion_names),
         )
-
-    def _ask_named(self, table: str, columns: tuple[str, ...], keys: Column) -> Callable[[], list[list[Any]]]:
-        """These columns of a table, of the rows whose first column is among `keys`."""
-        select = f"SELECT {', '.join(columns)} FROM {table} WHERE {columns[0]} = ANY(%(keys)s::int4[])"
-        return ask_lists(self._connection, select, {"keys": np.unique(keys)}, columns)
 
     def store(self, new: Table, payloads: Sequence[bytes], causes: str | Sequence[str]) -> None:
         """Make these sheets (dtype `NEW_SHEETS`, as JSON in `payloads`) the current ones, and history; the cause is one
         for all, or one each. The rows are locked."""
-        run(
-            self._connection,
-            "INSERT INTO price_sheets (product_key, location_key, version, digest, valid_until)"
-            " SELECT product_key, location_key, version, digest, to_timestamp(nullif(ms, %(never)s) / 1000.0)"
-            " FROM unnest(%(products)s::int4[], %(locations)s::int4[], %(versions)s::int8[], %(digests)s::int8[],"
-            "   %(valid_until)s::int8[]) AS n (product_key, location_key, version, digest, ms)"
-            " ON CONFLICT (product_key, location_key) DO UPDATE"
-            " SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until",
-            row_inputs.key_parameters(new)
-            | {
-                "versions": new["version"],
-                "digests": new["digest"],
-                "valid_until": new["valid_until"],
-                "never": NEVER,
-            },
-        )
-        said = [causes.encode()] * len(new) if isinstance(causes, str) else [cause.encode() for cause in causes]
-        write_columns(self._connection, "price_history", _history(new), {"cause": said, "sheet": payloads})
+        said = [causes] * len(new) if isinstance(causes, str) else causes
+        few = len(new) <= _FEW
+        with together(self._connection):
+            run(self._connection, _STORE_SHEETS, {name: new[name] for name in _SHEETS} | {"never": NEVER})
+            if few:
+                history = {name: new[name] for name in _HISTORY.names or ()} | {"cause": said, "sheet": list(payloads)}
+                run(self._connection, _STORE_HISTORY, history)
+        if not few:
+            varying = {"cause": [cause.encode() for cause in said], "sheet": payloads}
+            write_columns(self._connection, "price_history", _history(new), varying)
 
 
 def _labels(keys: list[int], ids: list[str], names: list[str]) -> dict[int, Label]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from app.adapters.database import ask_columns, read_columns, run
+from app.adapters.database import NOW_MS, ask_tables, read_columns, run
 from app.adapters.row_scans import rows_between
 from app.domain.columns import ABSENT, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
 from app.domain.rows import RowScope, StoredInputs
@@ -56,6 +56,7 @@ def _columns(*names: str) -> np.dtype[Any]:
 
 
 _STORED = np.dtype([*PRICE_INPUTS.descr, ("version", np.int64), ("digest", np.int64)])
+_NOW = _columns("ms")
 _LISTED = _columns("product_key", "location_key", "list_price")
 _SHEETS = _columns("product_key", "location_key", "version", "digest")
 _SIGNALS = _columns("product_key", "location_key", "cost", "competitor_price", "demand_bp", "stock")
@@ -68,11 +69,22 @@ def lock(connection: sa.Connection, keys: Table) -> None:
     run(connection, _LOCK_THESE, key_parameters(np.sort(keys)))
 
 
-def ask_inputs(connection: sa.Connection, keys: Table) -> Callable[[], StoredInputs]:
-    """Those of `keys` (dtype `ROW_KEYS`) that have a list price: call what it gives, after the block where it was asked
-    in one of `together`."""
-    read = ask_columns(connection, _OF_THESE, key_parameters(keys), _STORED)
-    return lambda: _split(read())
+def inputs(connection: sa.Connection, keys: Table) -> StoredInputs:
+    """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
+    return _split(read_columns(connection, _OF_THESE, key_parameters(keys), _STORED))
+
+
+def ask_held(connection: sa.Connection, keys: Table) -> Callable[[], tuple[StoredInputs, int]]:
+    """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock: call
+    what it gives, after the block where it was asked in one of `together`."""
+    lock(connection, keys)
+    read = ask_tables(connection, [(_OF_THESE, _STORED), (NOW_MS, _NOW)], key_parameters(keys))
+
+    def held() -> tuple[StoredInputs, int]:
+        stored, now = read()
+        return _split(stored), int(now["ms"][0])
+
+    return held
 
 
 def inputs_between(

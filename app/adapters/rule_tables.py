@@ -1,20 +1,20 @@
 """Policies and promotions: as columns for the formula, and one by one for people."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from app.adapters.database import ask_columns, run, together
+from app.adapters.database import ask_tables, run
 from app.adapters.rule_rows import policy_row, promotion_row, row_to_policy, row_to_promotion
 from app.adapters.schema import categories, departments, locations, policies, products, promotions, rule_removals
 from app.domain.columns import NEVER, POLICIES, PROMOTIONS, TIERS, Rules, Table
 from app.domain.promotions import NEAR_MS
 from app.domain.rows import RowScope
 from app.domain.rules import Policy, Promotion, Scope
-from app.errors import AlreadyExists, InvalidInput, NotFound
+from app.errors import AlreadyExists, InvalidInput, NotFound, ScopeTaken
 
 _CURRENCY_NUMBERS = "LEFT JOIN (SELECT DISTINCT currency, currency_number FROM locations) c USING (currency)"
 
@@ -53,7 +53,8 @@ _PROMOTIONS = f"""
            priority::int8, coalesce((extract(epoch FROM starts_at) * 1000)::int8, 0),
            coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), hashtextextended(name, 0)
     FROM promotions {_CURRENCY_NUMBERS}
-    WHERE {{concerns}} AND (ends_at IS NULL OR ends_at > to_timestamp(%(since)s / 1000.0))
+    WHERE {{concerns}} AND (ends_at IS NULL
+       OR ends_at > coalesce(to_timestamp(%(as_of)s::int8 / 1000.0), now()) - interval '{NEAR_MS} milliseconds')
 """
 
 
@@ -76,32 +77,34 @@ class RuleTables:
     def hold_new_rows(self) -> None:
         """For whoever looks up a rule's rows: waits for those that are being priced for the first time, and lets no
         more begin until this transaction ends."""
-        self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_NEW_ROWS)))
+        run(self._connection, "SELECT pg_advisory_xact_lock(%(number)s)", {"number": _NEW_ROWS})
 
     def rules(self, keys: Table, as_of: int) -> Rules:
         """Every rule that may concern these rows (their `product_key` and `location_key`) at `as_of` (ms)."""
+        return self.ask_rules(keys, as_of)()
+
+    def ask_rules(self, keys: Table, as_of: int | None = None) -> Callable[[], Rules]:
+        """As `rules`, for a block of `together`: call what it gives when that is over. Without a time, those of any
+        time since the transaction began."""
         products = np.unique(keys["product_key"])
-        parameters: dict[str, Any] = {"since": as_of - NEAR_MS}
+        parameters: dict[str, Any] = {"as_of": as_of}
         if len(products) > _MANY and len(products) * 4 > products[-1] - products[0]:
             concerns = _CONCERNS_RANGE
             parameters |= {"first": int(products[0]), "last": int(products[-1])}
         else:
             concerns = _CONCERNS_FEW
             parameters |= {"products": products, "locations": np.unique(keys["location_key"])}
-
-        with together(self._connection):
-            answers = [
-                ask_columns(self._connection, select.format(concerns=concerns), parameters, dtype)
-                for select, dtype in ((_POLICIES, POLICIES), (_TIERS, TIERS), (_PROMOTIONS, PROMOTIONS))
-            ]
-        return Rules(*(read() for read in answers))
+        selects = ((_POLICIES, POLICIES), (_TIERS, TIERS), (_PROMOTIONS, PROMOTIONS))
+        concerned = [(select.format(concerns=concerns), dtype) for select, dtype in selects]
+        read = ask_tables(self._connection, concerned, parameters)
+        return lambda: Rules(*read())
 
     def save_policy(self, policy: Policy, position: int, *, new: bool = False, by_hand: bool = False) -> bool:
         """Create or replace, unless something newer than `position` was said of it; false then. What is done by hand is
         always newer than what is stored: its position may be higher then.
 
-        Raises `InvalidInput` where it names what is not there or another policy has the same scope, and
-        `AlreadyExists` where it is to be `new` and is not.
+        Raises `InvalidInput` where it names what is not there, `ScopeTaken` where another policy has the same scope,
+        and `AlreadyExists` where it is to be `new` and is not.
         """
         row = policy_row(policy, self.scope_keys(policy, create=True))
         return self._save(policies, "policy_id", policy.policy_id, row, position, new, by_hand)
@@ -163,7 +166,7 @@ class RuleTables:
                     self._connection.execute(table.update().where(table.c[id_column] == rule_id).values(row))
         except sa.exc.IntegrityError as error:
             if "one_per_scope" in str(error.orig):
-                raise InvalidInput("another policy has the same scope, location and currency") from None
+                raise ScopeTaken("another policy has the same scope, location and currency") from None
             raise AlreadyExists(f"{id_column} {rule_id!r} was created at the same time") from None
         return True
 

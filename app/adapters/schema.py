@@ -1,7 +1,7 @@
 """The tables. Amounts are minor units, rates basis points; `*_key` are surrogate keys that never leave."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = sa.MetaData(
     naming_convention={
@@ -274,4 +274,91 @@ fences = sa.Table(
     metadata,
     sa.Column("scope", sa.Text, primary_key=True),
     sa.Column("token", sa.BigInteger, nullable=False),
+)
+
+consumers = sa.Table(
+    "consumers",
+    metadata,
+    sa.Column("consumer_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    _instant("created_at", nullable=False, server_default=_NOW),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("consumer_id", sa.ForeignKey("consumers.consumer_id"), nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False, unique=True, comment="keyed; of the whole key"),
+    sa.Column("mark", sa.LargeBinary, nullable=False, comment="of the secret that it is hashed with"),
+    sa.Column("scopes", ARRAY(sa.Text), nullable=False, comment="read, publish, admin"),
+    sa.Column("limit_requests", sa.Integer),
+    sa.Column("limit_window_s", sa.Integer),
+    _instant("created_at", nullable=False, server_default=_NOW),
+    _instant("expires_at"),
+    _instant("revoked_at"),
+    sa.Column("rotated_from", sa.ForeignKey("api_keys.key_id")),
+    sa.Column("change", sa.BigInteger, nullable=False, comment="the last one made to it, as key_changes counts"),
+    sa.CheckConstraint("(limit_requests IS NULL) = (limit_window_s IS NULL)", name="limit"),
+    sa.Index(None, "consumer_id", "key_id"),
+    sa.Index(None, "change"),
+)
+
+key_changes = sa.Table(
+    "key_changes",
+    metadata,
+    sa.Column("single", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("change", sa.BigInteger, nullable=False, comment="counts the changes of api_keys, in commit order"),
+    sa.CheckConstraint("single", name="single"),
+)
+
+record_sources = sa.Table(
+    "record_sources",
+    metadata,
+    _key("source_key"),
+    sa.Column("source", sa.Text, nullable=False, unique=True, comment="a process that answered requests"),
+    sa.Column("process_id", sa.BigInteger, comment="the operating system's; null where only its end is known"),
+    sa.Column("ended_sequence", sa.BigInteger, comment="the last number that it gave; null while it may give more"),
+    sa.Column(
+        "forgotten_sequence",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="up to here it is no longer known which requests were kept: they are older than the retention",
+    ),
+    _instant("heard_at", nullable=False, comment="when its last entry came into the stream"),
+)
+
+record_ranges = sa.Table(
+    "record_ranges",
+    metadata,
+    sa.Column("source_key", sa.ForeignKey("record_sources.source_key", ondelete="CASCADE"), primary_key=True),
+    sa.Column("first", sa.BigInteger, primary_key=True),
+    sa.Column("last", sa.BigInteger, nullable=False),
+    _instant("earliest_at", nullable=False),
+    _instant("latest_at", nullable=False),
+    comment="what is in request_records; ranges that touch are one, so what is between two is missing",
+    # A source's newest range grows with every batch: there is room for its next version in its page.
+    postgresql_with={"fillfactor": 50},
+)
+
+request_records = sa.Table(
+    "request_records",
+    metadata,
+    _instant("started_at", nullable=False, comment="when it arrived in the stream, where its clock cannot be right"),
+    sa.Column("latency_ns", sa.BigInteger, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False, comment="the source's number for it"),
+    sa.Column("sent_bytes", sa.BigInteger, nullable=False),
+    sa.Column("source_key", sa.Integer, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+    sa.Column("sampled", sa.Boolean, nullable=False),
+    sa.Column("trace_id", sa.Uuid),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False, comment="empty where there was none; so is user_id"),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Index(None, "key_id", "started_at"),
+    comment="one row per answered request, exactly; a partition per UTC day, in no order that keys would give",
+    postgresql_partition_by="RANGE (started_at)",
 )

@@ -5,8 +5,21 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from app.adapters.database import run
 from app.domain.money import Currency, currency
 from app.domain.rows import HistoryEntry, StoredSheet
+
+_STORED = """
+    SELECT p.product_key, l.location_key, lp.amount IS NOT NULL, coalesce(ps.version, 0),
+           (extract(epoch FROM ps.valid_until) * 1000)::int8, h.sheet
+    FROM unnest(%(products)s::text[], %(locations)s::text[]) WITH ORDINALITY AS n (product_id, location, nth)
+    LEFT JOIN products p USING (product_id)
+    LEFT JOIN locations l USING (location)
+    LEFT JOIN list_prices lp USING (product_key, location_key)
+    LEFT JOIN price_sheets ps USING (product_key, location_key)
+    LEFT JOIN price_history h USING (product_key, location_key, version)
+    ORDER BY nth
+"""
 
 _HISTORY = """
     SELECT version, computed_at, lead(computed_at) OVER (ORDER BY version) AS until,
@@ -23,21 +36,8 @@ class SheetQueries:
 
     def stored(self, names: Sequence[tuple[str, str]]) -> list[StoredSheet]:
         """For each (product id, location), in order, what is stored of it."""
-        rows = self._connection.execute(
-            sa.text(
-                "SELECT p.product_key, l.location_key, lp.amount IS NOT NULL, coalesce(ps.version, 0),"
-                " (extract(epoch FROM ps.valid_until) * 1000)::int8, h.sheet"
-                " FROM unnest(CAST(:products AS text[]), CAST(:locations AS text[]))"
-                "   WITH ORDINALITY AS n (product_id, location, nth)"
-                " LEFT JOIN products p USING (product_id)"
-                " LEFT JOIN locations l USING (location)"
-                " LEFT JOIN list_prices lp USING (product_key, location_key)"
-                " LEFT JOIN price_sheets ps USING (product_key, location_key)"
-                " LEFT JOIN price_history h USING (product_key, location_key, version)"
-                " ORDER BY nth"
-            ),
-            {"products": [product for product, _ in names], "locations": [location for _, location in names]},
-        )
+        products, locations = zip(*names, strict=True) if names else ((), ())
+        rows = run(self._connection, _STORED, {"products": list(products), "locations": list(locations)})
         return [StoredSheet(*row) for row in rows]
 
     def location(self, location: str) -> tuple[Currency, str] | None:

@@ -1,7 +1,7 @@
 """PostgreSQL as one port: a transaction, and in it everything that is written or read together."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
@@ -10,13 +10,17 @@ from opentelemetry.trace import SpanKind
 from app.adapters.catalog_tables import CatalogTables
 from app.adapters.database import NOW_MS, together, unavailable_if_down
 from app.adapters.event_tables import EventTables
+from app.adapters.key_tables import KeyTables
 from app.adapters.part_tables import PartTables
 from app.adapters.price_tables import PriceTables
+from app.adapters.record_partitions import RecordPartitions
+from app.adapters.record_tables import RecordTables
 from app.adapters.row_scans import RowScans
 from app.adapters.rule_tables import RuleTables
 from app.adapters.sheet_queries import SheetQueries
 from app.adapters.supposed_rules import SupposedRules
 from app.adapters.task_tables import TaskTables
+from app.adapters.usage_queries import UsageQueries
 from app.observability import metrics
 from app.observability.tracing import step
 
@@ -28,16 +32,20 @@ class Transaction:
         self._connection = connection
         self.catalog = CatalogTables(connection)
         self.events = EventTables(connection)
+        self.keys = KeyTables(connection)
         self.parts = PartTables(connection)
         self.prices = PriceTables(connection)
+        self.records = RecordTables(connection)
+        self.record_partitions = RecordPartitions(connection)
         self.rows = RowScans(connection)
         self.rules = RuleTables(connection)
         self.sheets = SheetQueries(connection)
         self.supposed = SupposedRules(connection, self.rules)
         self.tasks = TaskTables(connection)
+        self.usage = UsageQueries(connection)
 
     def together(self) -> AbstractContextManager[None]:
-        """A block of `lock` and `set_signals`, which wait for their answers together: see `database.together`."""
+        """A block of `lock`, `set_signals`, `ask_…`, which wait for answers together: see `database.together`."""
         return together(self._connection)
 
     def now_ms(self) -> int:
@@ -48,14 +56,23 @@ class Transaction:
 class Store:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._without_transaction = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
+        return self._used("postgresql transaction", self._engine.begin)
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """To read only. Each statement sees what was committed until it begins, as in `transaction`, but none has to
+        wait for a BEGIN, nor anybody for a COMMIT. Raises `Unavailable` where PostgreSQL is away."""
+        return self._used("postgresql read", self._without_transaction.connect)
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
-        traced = step("postgresql transaction", SpanKind.CLIENT, {"db.system.name": "postgresql"})
+    def _used(self, name: str, connect: Callable[[], AbstractContextManager[sa.Connection]]) -> Iterator[Transaction]:
+        traced = step(name, SpanKind.CLIENT, {"db.system.name": "postgresql"})
         began, outcome = time.perf_counter(), "failed"
         try:
-            with traced, unavailable_if_down(), self._engine.begin() as connection:
+            with traced, unavailable_if_down(), connect() as connection:
                 metrics.database_wait.observe(time.perf_counter() - began)
                 self._count_connections()
                 yield Transaction(connection)

@@ -12,7 +12,17 @@ from opentelemetry import propagate, trace
 
 from app.adapters.locks import HINT_LIFE_S, Locks
 from app.adapters.redis_clients import unavailable_if_down
-from app.adapters.task_names import APPLY_EVENTS, BOUNDARY_SCOPE, EVENTS_QUEUE, JOBS_QUEUE, RECALCULATE, REPRICE_DUE
+from app.adapters.task_names import (
+    APPLY_EVENTS,
+    BOUNDARY_SCOPE,
+    EVENTS_QUEUE,
+    JOBS_QUEUE,
+    RECALCULATE,
+    REPRICE_DUE,
+    TELEMETRY_QUEUE,
+    WRITE_TELEMETRY,
+    telemetry_scope,
+)
 from app.domain.task import task_scope
 from app.errors import Unavailable
 from app.observability.tracing import messaging
@@ -23,6 +33,10 @@ MANY = 100
 JOB_HINT_LIFE_S = 60.0
 """A recalculation's hints wait longer than others, in seconds: with sixteen parts and two workers that take turns of a
 second, one comes round every eight."""
+
+QUEUES = (EVENTS_QUEUE, JOBS_QUEUE, TELEMETRY_QUEUE)
+_QUEUE_OF = {RECALCULATE: JOBS_QUEUE, WRITE_TELEMETRY: TELEMETRY_QUEUE}
+"""Of tasks that do not go where most do."""
 
 _tracer = trace.get_tracer(__name__)
 
@@ -78,8 +92,8 @@ def make_celery(broker_url: str) -> celery.Celery:
         task_serializer="json",
         accept_content=["json"],
         task_default_queue=EVENTS_QUEUE,
-        task_queues={EVENTS_QUEUE: {}, JOBS_QUEUE: {}},
-        task_routes={RECALCULATE: {"queue": JOBS_QUEUE}},
+        task_queues={queue: {} for queue in QUEUES},
+        task_routes={name: {"queue": queue} for name, queue in _QUEUE_OF.items()},
         worker_prefetch_multiplier=1,
         # A task that is begun twice does no harm; one that is ended looks like a death of the events in its hands.
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -117,6 +131,10 @@ class TaskQueue:
         """Reprice the sheets whose time is over."""
         self._hint(BOUNDARY_SCOPE, REPRICE_DUE, [])
 
+    def write_telemetry(self, sink: str) -> None:
+        """Write records of requests to a sink."""
+        self._hint(telemetry_scope(sink), WRITE_TELEMETRY, [sink], JOB_HINT_LIFE_S)
+
     def is_short(self, queue: str = EVENTS_QUEUE) -> bool:
         """Whether workers are taking tasks: where none is there, more hints would only pile up."""
         with unavailable_if_down():
@@ -124,18 +142,17 @@ class TaskQueue:
 
     def lengths(self) -> dict[str, int]:
         """How many tasks wait in each queue."""
-        queues = (EVENTS_QUEUE, JOBS_QUEUE)
         with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
-            for queue in queues:
+            for queue in QUEUES:
                 pipeline.llen(queue)
-            return dict(zip(queues, pipeline.execute(), strict=True))
+            return dict(zip(QUEUES, pipeline.execute(), strict=True))
 
     def _hint(self, scope: str, name: str, arguments: Sequence[object], life_s: float = HINT_LIFE_S) -> None:
         if self._locks.hint(scope, life_s):
             self._send(name, arguments, scope)
 
     def _send(self, name: str, arguments: Sequence[object], scope: str) -> None:
-        queue = JOBS_QUEUE if name == RECALCULATE else EVENTS_QUEUE
+        queue = _QUEUE_OF.get(name, EVENTS_QUEUE)
         attributes = messaging("celery", "send", "send", queue) | {"celery.task": name}
         with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
             headers: dict[str, str] = {SENT_AT: repr(time.time()), HINTED_SCOPE: scope}

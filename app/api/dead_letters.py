@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps
+from app.api.guards import GuardedRoute, needs
 from app.api.problems import documented
 from app.api.schemas import (
     DeadLetter,
@@ -20,15 +21,22 @@ from app.api.schemas import (
     ReplayedManyAnswer,
 )
 from app.domain import dead_letter as domain
+from app.domain.api_key import Scope
 from app.domain.events import EventType
 from app.errors import NotFound
 from app.observability import metrics
 from app.services import dead_letters
 
-router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"], route_class=GuardedRoute)
 
 
-@router.get("", response_model=DeadLetterPage, responses=documented(503), summary="List dead letters")
+@router.get(
+    "",
+    dependencies=[needs(Scope.READ)],
+    response_model=DeadLetterPage,
+    responses=documented(503),
+    summary="List dead letters",
+)
 async def list_dead_letters(
     deps: Deps,
     before: Annotated[str, Query(pattern=r"^([0-9]{1,19}-[0-9]{1,19})?$", description="Only those before this.")] = "",
@@ -48,7 +56,13 @@ async def list_dead_letters(
     return answer({"items": [letter.summary() for letter in letters], "next_before": next_before, "total": total})
 
 
-@router.get("/{letter_id}", response_model=DeadLetter, responses=documented(404, 503), summary="One dead letter")
+@router.get(
+    "/{letter_id}",
+    dependencies=[needs(Scope.READ)],
+    response_model=DeadLetter,
+    responses=documented(404, 503),
+    summary="One dead letter",
+)
 async def get_dead_letter(letter_id: LetterId, deps: Deps) -> Response:
     """With the event, or with the beginning of a message that is none."""
     letter = await anyio.to_thread.run_sync(dead_letters.get, deps.dead_letters, letter_id)
@@ -57,6 +71,7 @@ async def get_dead_letter(letter_id: LetterId, deps: Deps) -> Response:
 
 @router.post(
     "/{letter_id}/replay",
+    dependencies=[needs(Scope.ADMIN)],
     status_code=202,
     response_model=ReplayedAnswer,
     responses=documented(404, 409, 429, 503),
@@ -73,6 +88,7 @@ async def replay_dead_letter(letter_id: LetterId, deps: Deps) -> Response:
 
 @router.post(
     "/replay",
+    dependencies=[needs(Scope.ADMIN)],
     response_model=ReplayedManyAnswer,
     responses=documented(400, 429, 503),
     summary="Replay many dead letters",
@@ -92,7 +108,11 @@ async def replay_dead_letters(letters: DeadLetterIds, deps: Deps) -> Response:
 
 
 @router.post(
-    "/discard", response_model=DiscardedAnswer, responses=documented(400, 503), summary="Discard many dead letters"
+    "/discard",
+    dependencies=[needs(Scope.ADMIN)],
+    response_model=DiscardedAnswer,
+    responses=documented(400, 503),
+    summary="Discard many dead letters",
 )
 async def discard_dead_letters(letters: DeadLetterIds, deps: Deps) -> Response:
     """For good: their events are never applied."""
@@ -101,7 +121,13 @@ async def discard_dead_letters(letters: DeadLetterIds, deps: Deps) -> Response:
     return answer({"discarded": done.discarded, "gone": done.gone})
 
 
-@router.delete("/{letter_id}", status_code=204, responses=documented(404, 503), summary="Discard a dead letter")
+@router.delete(
+    "/{letter_id}",
+    dependencies=[needs(Scope.ADMIN)],
+    status_code=204,
+    responses=documented(404, 503),
+    summary="Discard a dead letter",
+)
 async def discard_dead_letter(letter_id: LetterId, deps: Deps) -> Response:
     """For good: its event is never applied."""
     done = await anyio.to_thread.run_sync(dead_letters.discard, deps.dead_letters, [letter_id])

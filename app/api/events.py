@@ -13,9 +13,11 @@ from app.api.answers import answer
 from app.api.bodies import JSON, NDJSON
 from app.api.deps import Deps
 from app.api.event_batches import UPLOAD_S, encoded, event_id_from, read_batch
+from app.api.guards import GuardedRoute, needs
 from app.api.problems import documented
 from app.api.schemas import EventStatus, MarketEvent, PublishedAnswer, PublishedManyAnswer, TaskAccepted
 from app.bootstrap import ApiResources
+from app.domain.api_key import Scope
 from app.domain.events import EventType
 from app.domain.rules import Id
 from app.errors import Overloaded
@@ -23,7 +25,7 @@ from app.observability import metrics
 from app.observability.tracing import current_trace_id
 from app.services.event_status import status_of
 
-router = APIRouter(prefix="/api/v1", tags=["events"])
+router = APIRouter(prefix="/api/v1", tags=["events"], route_class=GuardedRoute)
 
 MANY = "/api/v1/events"
 """The path whose bodies are read as they arrive."""
@@ -77,6 +79,7 @@ _MANY_BODY = {
 
 @router.post(
     "/publish-market-event",
+    dependencies=[needs(Scope.PUBLISH)],
     status_code=202,
     response_model=PublishedAnswer,
     responses=documented(400, 503),
@@ -103,6 +106,7 @@ async def publish_market_event(
 
 @router.post(
     "/events",
+    dependencies=[needs(Scope.PUBLISH)],
     status_code=202,
     response_model=PublishedManyAnswer,
     responses=documented(400, 408, 415, 503),
@@ -130,6 +134,7 @@ async def publish_market_events(request: Request, deps: Deps, idempotency_key: I
 
 @router.post(
     "/recalculate",
+    dependencies=[needs(Scope.PUBLISH)],
     status_code=202,
     response_model=TaskAccepted,
     responses=documented(503),
@@ -142,7 +147,11 @@ async def recalculate(deps: Deps, idempotency_key: IdempotencyKey = None) -> Res
 
 
 @router.get(
-    "/events/{event_id}", response_model=EventStatus, responses=documented(404, 503), summary="What became of an event"
+    "/events/{event_id}",
+    dependencies=[needs(Scope.READ)],
+    response_model=EventStatus,
+    responses=documented(404, 503),
+    summary="What became of an event",
 )
 async def get_event(event_id: Id, deps: Deps) -> Response:
     """Accepted: it waits. Applied: its effect is committed, or has become a task. Dead: nobody could apply it, and

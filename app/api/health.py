@@ -10,19 +10,20 @@ from fastapi import APIRouter, Response
 from app import stopping
 from app.api.answers import answer
 from app.api.deps import Deps
+from app.api.guards import GuardedRoute, anyone
 from app.api.schemas import Health, Readiness
 from app.errors import Unavailable
 from app.observability.exposition import CONTENT_TYPE, asked_for
 
 _logger = structlog.get_logger(__name__)
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=GuardedRoute)
 
 PATIENCE_S = 2.0
 """A store that takes longer to say that it is there is not ready: whoever asks does not wait for ever."""
 
 
-@router.get("/healthz", response_model=Health, summary="The process lives")
+@router.get("/healthz", dependencies=[anyone()], response_model=Health, summary="The process lives")
 async def healthz() -> Response:
     """Answers without asking anybody else: whoever gets no answer should restart the process."""
     return answer({"status": "ok"})
@@ -30,6 +31,7 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
+    dependencies=[anyone()],
     response_model=Readiness,
     responses={503: {"description": "It has no prices to answer with, or is being stopped.", "model": Readiness}},
     summary="It can answer",
@@ -71,7 +73,11 @@ async def _check(ping: Awaitable[None]) -> str:
 
 
 @router.get(
-    "/metrics", summary="Prometheus metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
+    "/metrics",
+    dependencies=[anyone()],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
 )
 async def get_metrics() -> Response:
     """Of every process of this service on this machine, in Prometheus' text format."""

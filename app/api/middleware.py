@@ -9,11 +9,24 @@ from typing import Any
 from opentelemetry import context, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.adapters.rate_limits import RateLimits
 from app.api import quick
+from app.api.guards import CALLER, STANDING, Headers, standing_headers
 from app.api.problems import make_problem, problem_response
+from app.domain.api_key import HEADER, Caller, redacted
+from app.domain.api_key import Scope as KeyScope
+from app.errors import PricingError, Unauthenticated
 from app.observability import metrics
+from app.observability.receipts import Receipts
 from app.observability.requests import Kind, RequestLog
 from app.observability.tracing import RequestTrace, begin_request_trace
+from app.services.callers import Callers
+
+API_KEY, TRACEPARENT = HEADER.lower().encode(), b"traceparent"
+
+_NO_HEADERS: Headers = []
+
+FORWARDED, USER_ID = b"x-forwarded-for", b"x-user-id"
 
 _tracer = trace.get_tracer(__name__)
 
@@ -25,77 +38,162 @@ class RequestMiddleware:
     first for what it serves: by `at_once`, where the protocol offers a request there, or by ASGI.
     """
 
-    def __init__(self, app: ASGIApp, log: RequestLog, quick_way: quick.QuickWay, sample_ratio: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        log: RequestLog,
+        quick_way: quick.QuickWay,
+        callers: Callers,
+        limits: RateLimits,
+        sample_ratio: float,
+        receipts: Receipts | None = None,
+    ) -> None:
+        """With `receipts`, no answer leaves before what is kept of its request is safe."""
         self._app, self._log, self.quick_way, self._sample_ratio = app, log, quick_way, sample_ratio
+        self._callers, self._limits, self._receipts = callers, limits, receipts
         self._kinds = {path.encode(): Kind("POST", path, 200) for path in quick_way.paths}
-        self.paths = frozenset(self._kinds)
+        self.paths = frozenset(self._kinds if receipts is None else ())
 
-    def at_once(self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
-        """The rest of the answer to a POST to one of `paths`, from its own headers on; None where it takes more than
-        what this process has at hand."""
+    def at_once(
+        self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: tuple[str, int] | None
+    ) -> tuple[bytes, bytes] | None:
+        """The answer to a POST to one of `paths`: its own headers, to the empty line, and its body; None where it
+        takes more than what this process has at hand."""
         began = time.perf_counter()
         kind = self._kinds[path]
         answer = self.quick_way.answer(kind.route, body) if quick.JSON in headers else None
         if answer is None:
             return None
-        request = begin_request_trace(headers, self._sample_ratio)
+        fields = dict(headers)
+        caller = self._callers.at_once(fields.get(API_KEY))
+        if caller is None or not self._callers.may(caller, KeyScope.READ):
+            return None
+        standing = self._standing_at_once(caller)
+        if standing is None:
+            return None
+        request = begin_request_trace(fields.get(TRACEPARENT), self._sample_ratio)
         if request.sampled:
             spent_ns = int((time.perf_counter() - began) * 1e9)
             with _span(request, kind.method, start_time=time.time_ns() - spent_ns) as span:
                 request = request.of_span(span)
                 _describe(span, kind.route, kind)
         ended = time.perf_counter()
-        self._log.note((ended, kind, ended - began, request, answer.quotes))
-        return b"content-type: application/json\r\ncontent-length: %d\r\ntraceparent: %b\r\n\r\n%b" % (
+        self._log.note(
+            ended,
+            kind,
+            ended - began,
+            request,
+            answer.quotes,
+            len(answer.body),
+            caller.key_id,
+            client,
+            fields.get(FORWARDED),
+            fields.get(USER_ID),
+        )
+        own = b"content-type: application/json\r\ncontent-length: %d\r\ntraceparent: %b\r\n%b\r\n" % (
             len(answer.body),
             request.traceparent,
-            answer.body,
+            b"".join(b"%b: %b\r\n" % header for header in standing),
         )
+        return own, answer.body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request = begin_request_trace(scope["headers"], self._sample_ratio)
+        fields = dict(scope["headers"])
+        request = begin_request_trace(fields.get(TRACEPARENT), self._sample_ratio)
+        key_id = await self._identify(scope, fields.get(API_KEY))
+        # A process that is killed between an answer and its number would have answered what nobody misses.
+        held = _Held(send)
         if request.sampled:
             with _span(request, scope["method"]) as span:
                 request = request.of_span(span)
-                kind, at_hand = await self._serve(scope, receive, send, request)
+                kind, at_hand, sent_bytes = await self._serve(scope, receive, held, request)
                 _describe(span, scope["path"], kind)
         else:
-            kind, at_hand = await self._serve(scope, receive, send, request)
+            kind, at_hand, sent_bytes = await self._serve(scope, receive, held, request)
         ended = time.perf_counter()
-        self._log.note((ended, kind, ended - began, request, at_hand))
+        number = self._log.note(
+            ended,
+            kind,
+            ended - began,
+            request,
+            at_hand,
+            sent_bytes,
+            key_id,
+            scope.get("client"),
+            fields.get(FORWARDED),
+            fields.get(USER_ID),
+        )
+        if self._receipts is not None:
+            await self._receipts.wait(number)
+        await held.release()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[Kind, int]:
-        """Answer; of what kind the request was, and how many quotes came from this process' memory at once."""
-        path = scope["path"]
-        if path in self.quick_way.paths and scope["method"] == "POST" and quick.JSON in scope["headers"]:
+    async def _identify(self, scope: Scope, key: bytes | None) -> str:
+        """Note in the scope who calls, or why that is not known; the key's id."""
+        scope[CALLER] = self._callers.at_once(key)
+        if key is not None and scope[CALLER] is None:
+            try:
+                scope[CALLER] = await self._callers.identify(key)
+            except Unauthenticated as error:
+                scope[CALLER] = error
+                return error.key_id
+            except PricingError as error:
+                scope[CALLER] = error
+                return ""
+        return scope[CALLER].key_id  # type: ignore[no-any-return]
+
+    def _standing_at_once(self, caller: Caller) -> Headers | None:
+        """Take a token of a caller with a limit: the headers that say how it stands; None where none is at hand."""
+        if caller.rate_limit is None:
+            return _NO_HEADERS
+        standing = self._limits.at_once(caller)
+        return None if standing is None else standing_headers(standing)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestTrace) -> tuple[Kind, int, int]:
+        """Answer; of what kind the request was, how many quotes came from this process' memory at once, and how many
+        bytes were sent."""
+        path, caller = scope["path"], self._callers.reader(scope[CALLER])
+        if (
+            path in self.quick_way.paths
+            and scope["method"] == "POST"
+            and quick.JSON in scope["headers"]
+            and isinstance(caller, Caller)
+            and self._callers.may(caller, KeyScope.READ)
+        ):
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = message["body"]
                 answer = self.quick_way.answer(path, body) or await self.quick_way.fetch(path, body)
-                if answer is not None:
+                standing = None if answer is None else self._standing_at_once(caller)
+                if answer is not None and standing is not None:
                     headers = [
                         (b"content-type", b"application/json"),
                         (b"content-length", b"%d" % len(answer.body)),
                         (b"traceparent", request.traceparent),
+                        *standing,
                     ]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": answer.body})
                     if answer.brought:
                         metrics.quotes.labels("cache").inc(answer.brought)
-                    return Kind("POST", path, 200), answer.quotes - answer.brought
+                    return Kind("POST", path, 200), answer.quotes - answer.brought, len(answer.body)
             receive = _replayed(message, receive)
-        status, answered = 500, False
+        status, answered, sent_bytes = 500, False, 0
 
         async def send_with_trace(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status, answered, sent_bytes
             if message["type"] == "http.response.start":
                 answered = True
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"traceparent", request.traceparent)]
+                own = [(b"traceparent", request.traceparent)]
+                if STANDING in scope:
+                    own += standing_headers(scope[STANDING])
+                message["headers"] = [*message.get("headers", ()), *own]
+            elif scope["method"] != "HEAD":
+                sent_bytes += len(message.get("body", b""))
             await send(message)
 
         token = None if request.sampled else context.attach(request.context())
@@ -108,7 +206,27 @@ class RequestMiddleware:
         finally:
             if token is not None:
                 context.detach(token)
-        return Kind(scope["method"], _route(scope), status), 0
+        return Kind(scope["method"], _route(scope), status), 0, sent_bytes
+
+
+class _Held:
+    """Holds the end of an answer back until it may leave; of most answers, that is all of it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._messages: list[Message] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body" and message.get("more_body", False):
+            await self.release()
+            await self._send(message)
+        else:
+            self._messages.append(message)
+
+    async def release(self) -> None:
+        messages, self._messages = self._messages, []
+        for message in messages:
+            await self._send(message)
 
 
 def _span(request: RequestTrace, name: str, start_time: int | None = None) -> AbstractContextManager[trace.Span]:
@@ -128,7 +246,7 @@ def _describe(span: trace.Span, path: str, kind: Kind) -> None:
         {
             "http.request.method": kind.method,
             "http.route": kind.route,
-            "url.path": path,
+            "url.path": redacted(path),
             "url.scheme": "http",
             "http.response.status_code": kind.status,
         }

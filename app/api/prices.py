@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps, read
+from app.api.guards import GuardedRoute, needs
 from app.api.problems import Problem, documented, problem_of
 from app.api.schemas import (
     BatchAnswer,
@@ -20,6 +21,7 @@ from app.api.schemas import (
     segment,
 )
 from app.bootstrap import ApiResources, now_ms
+from app.domain.api_key import Scope
 from app.domain.rules import Id
 from app.errors import NotFound, Unavailable
 from app.observability import metrics
@@ -27,7 +29,7 @@ from app.services.history import price_history
 from app.services.quoting import Answer, QuoteRequest, quote_each
 from app.services.simulation import simulate
 
-router = APIRouter(prefix="/api/v1", tags=["prices"])
+router = APIRouter(prefix="/api/v1", tags=["prices"], route_class=GuardedRoute)
 
 CACHING_HEADERS = {
     "ETag": {"description": "Changes with the price.", "schema": {"type": "string"}},
@@ -35,7 +37,13 @@ CACHING_HEADERS = {
 }
 
 
-@router.post("/price", response_model=QuoteAnswer, responses=documented(400, 404, 503), summary="Quote a price")
+@router.post(
+    "/price",
+    dependencies=[needs(Scope.READ)],
+    response_model=QuoteAnswer,
+    responses=documented(400, 404, 503),
+    summary="Quote a price",
+)
 async def quote_price(request: PriceRequest, deps: Deps) -> Response:
     """What this product costs, here, now, for this customer, with every step that made the price.
 
@@ -48,6 +56,7 @@ async def quote_price(request: PriceRequest, deps: Deps) -> Response:
 
 @router.get(
     "/prices/{product_id}",
+    dependencies=[needs(Scope.READ)],
     response_model=QuoteAnswer,
     responses=documented(404, 503)
     | {
@@ -67,7 +76,8 @@ async def get_price(
     """The same answer as POST /price, with an ETag. Clients may keep it, and must ask before they use it."""
     found = await _quote(QuoteRequest(product_id, location, segment(is_prime_member), quantity), deps)
     quote = found.quote
-    etag = f'W/"{quote.version}-{int(quote.computed_at.timestamp() * 1000)}-{quote.segment}-{quantity}"'
+    computed_at = bytes(quote.computed_at).decode().strip('"')
+    etag = f'W/"{quote.version}-{computed_at}-{quote.segment}-{quantity}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache"} | _age(found)
     known = [tag.strip() for tag in (if_none_match or "").split(",")]
     if etag in known or "*" in known:
@@ -75,7 +85,13 @@ async def get_price(
     return answer(quote, headers=headers)
 
 
-@router.post("/prices/batch", response_model=BatchAnswer, responses=documented(400, 503), summary="Quote many prices")
+@router.post(
+    "/prices/batch",
+    dependencies=[needs(Scope.READ)],
+    response_model=BatchAnswer,
+    responses=documented(400, 503),
+    summary="Quote many prices",
+)
 async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
     """Up to 1,000 quotes in one round trip. An unknown product is a problem of its item alone, and so is one that
     cannot be read while a store is away, as long as any can; an item that is not valid refuses the request, with its
@@ -92,6 +108,7 @@ async def quote_batch(request: BatchRequest, deps: Deps) -> Response:
 
 @router.get(
     "/prices/{product_id}/history",
+    dependencies=[needs(Scope.READ)],
     response_model=HistoryAnswer,
     responses=documented(404, 503),
     summary="Every version of a price",
@@ -119,6 +136,7 @@ async def get_history(
 
 @router.post(
     "/prices/simulate",
+    dependencies=[needs(Scope.READ)],
     response_model=QuoteAnswer,
     responses=documented(400, 404, 503),
     summary="Quote under other terms",

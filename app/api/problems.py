@@ -12,14 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from app.api.answers import answer
+from app.domain.api_key import redacted
 from app.errors import (
     AlreadyExists,
     Conflict,
+    Forbidden,
     InvalidInput,
     NotFound,
     Overloaded,
     PricingError,
     RateLimited,
+    Unauthenticated,
     Unavailable,
 )
 from app.observability.tracing import current_trace_id
@@ -66,6 +69,8 @@ class InvalidBody(InvalidInput):
 _STATUS: list[tuple[type[PricingError], int]] = [
     (NotFound, 404),
     (InvalidInput, 422),
+    (Unauthenticated, 401),
+    (Forbidden, 403),
     (Unavailable, 503),
     (RateLimited, 429),
     (Overloaded, 503),
@@ -85,26 +90,29 @@ _CODES = {
 
 _DESCRIPTIONS = {
     400: "The body cannot be read.",
+    401: "No API key was shown where one is needed, or one that is no good.",
+    403: "The API key does not have the scope that this needs.",
     404: "There is no such thing.",
     408: "The body took too long to arrive.",
     409: "Somebody else was first, or it exists already.",
     413: "The body is larger than the service reads.",
     415: "The body is of another media type than the service reads.",
     422: "The request is not valid; `errors` says where.",
-    429: "This was done often enough for now; try again after Retry-After seconds.",
+    429: "The key's limit is reached, or this was done often enough; try again after Retry-After seconds.",
     503: "A store is away (`unavailable`) or too much waits (`overloaded`); try again after Retry-After seconds.",
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an endpoint that may answer with these problems, besides 413 and 422."""
+    """The `responses` of an endpoint that may answer with these problems, besides 401, 403, 413, 422 and 429."""
     responses: dict[int | str, dict[str, Any]] = {
         status: {
             "description": _DESCRIPTIONS[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 413, 422})
+        for status in sorted({*statuses, 401, 403, 413, 422, 429})
     }
+    responses[401]["headers"] = {"WWW-Authenticate": {"description": "ApiKey.", "schema": {"type": "string"}}}
     for status in {429, 503} & responses.keys():
         responses[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return responses
@@ -131,7 +139,7 @@ def make_problem(
     return Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=redacted(detail),
         code=code,
         trace_id=current_trace_id(),
         errors=list(errors),
@@ -146,8 +154,8 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def plain(text: str) -> str:
-    """What came from the request, fit to be sent back: not endless, and no halves of UTF-16 pairs."""
-    return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
+    """What came from the request, fit to be sent back: not endless, no secrets, and no halves of UTF-16 pairs."""
+    return redacted(text)[:MAX_TEXT].encode(errors="backslashreplace").decode()
 
 
 def _methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
@@ -161,8 +169,12 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(PricingError)
     async def ours(_: Request, error: PricingError) -> Response:
-        retry_after = getattr(error, "retry_after_s", None)
-        return problem_response(problem_of(error), {"Retry-After": str(retry_after)} if retry_after else None)
+        headers = {}
+        if retry_after := getattr(error, "retry_after_s", None):
+            headers["Retry-After"] = str(retry_after)
+        if isinstance(error, Unauthenticated):
+            headers["WWW-Authenticate"] = 'ApiKey realm="pricing", header="X-API-Key"'
+        return problem_response(problem_of(error), headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -6,14 +6,16 @@ from fastapi import APIRouter, Body, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps, read
+from app.api.guards import GuardedRoute, needs
 from app.api.problems import documented
 from app.api.schemas import PromotionPage
 from app.bootstrap import ApiResources
+from app.domain.api_key import Scope
 from app.domain.rules import Id, Promotion
 from app.errors import InvalidInput
 from app.services.rule_changes import remove_promotion, save_promotion
 
-router = APIRouter(prefix="/api/v1/promotions", tags=["promotions"])
+router = APIRouter(prefix="/api/v1/promotions", tags=["promotions"], route_class=GuardedRoute)
 
 EXAMPLE = {
     "promotion_id": "coffee-week",
@@ -29,7 +31,13 @@ EXAMPLE = {
 PromotionBody = Annotated[Promotion, Body(examples=[EXAMPLE])]
 
 
-@router.get("", response_model=PromotionPage, responses=documented(503), summary="List promotions")
+@router.get(
+    "",
+    dependencies=[needs(Scope.READ)],
+    response_model=PromotionPage,
+    responses=documented(503),
+    summary="List promotions",
+)
 async def list_promotions(
     deps: Deps,
     after: Annotated[str, Query(max_length=100, pattern=r"^[A-Za-z0-9._:-]*$", description="Ids after this.")] = "",
@@ -46,7 +54,12 @@ async def list_promotions(
 
 
 @router.post(
-    "", status_code=201, response_model=Promotion, responses=documented(400, 409, 503), summary="Create a promotion"
+    "",
+    dependencies=[needs(Scope.ADMIN)],
+    status_code=201,
+    response_model=Promotion,
+    responses=documented(400, 409, 503),
+    summary="Create a promotion",
 )
 async def create_promotion(promotion: PromotionBody, deps: Deps) -> Response:
     """Prices follow in the background, within moments."""
@@ -54,14 +67,24 @@ async def create_promotion(promotion: PromotionBody, deps: Deps) -> Response:
     return answer(created, 201, {"Location": f"/api/v1/promotions/{created.promotion_id}"})
 
 
-@router.get("/{promotion_id}", response_model=Promotion, responses=documented(404, 503), summary="One promotion")
+@router.get(
+    "/{promotion_id}",
+    dependencies=[needs(Scope.READ)],
+    response_model=Promotion,
+    responses=documented(404, 503),
+    summary="One promotion",
+)
 async def get_promotion(promotion_id: Id, deps: Deps) -> Response:
     """As it is stored now."""
     return answer(await read(deps, _get, deps, promotion_id))
 
 
 @router.put(
-    "/{promotion_id}", response_model=Promotion, responses=documented(400, 409, 503), summary="Create or replace"
+    "/{promotion_id}",
+    dependencies=[needs(Scope.ADMIN)],
+    response_model=Promotion,
+    responses=documented(400, 409, 503),
+    summary="Create or replace",
 )
 async def put_promotion(promotion_id: Id, promotion: PromotionBody, deps: Deps) -> Response:
     """The body's `promotion_id` is the one in the path."""
@@ -70,7 +93,13 @@ async def put_promotion(promotion_id: Id, promotion: PromotionBody, deps: Deps) 
     return answer(await save_promotion(promotion, new=False, changes=deps.rule_changes))
 
 
-@router.delete("/{promotion_id}", status_code=204, responses=documented(404, 409, 503), summary="Remove a promotion")
+@router.delete(
+    "/{promotion_id}",
+    dependencies=[needs(Scope.ADMIN)],
+    status_code=204,
+    responses=documented(404, 409, 503),
+    summary="Remove a promotion",
+)
 async def delete_promotion(promotion_id: Id, deps: Deps) -> Response:
     """Prices follow in the background, within moments."""
     await remove_promotion(promotion_id, changes=deps.rule_changes)
@@ -78,10 +107,10 @@ async def delete_promotion(promotion_id: Id, deps: Deps) -> Response:
 
 
 def _get(deps: ApiResources, promotion_id: str) -> Promotion:
-    with deps.store.transaction() as tx:
+    with deps.store.reading() as tx:
         return tx.rules.promotion(promotion_id)
 
 
 def _page(deps: ApiResources, after: str, limit: int) -> list[Promotion]:
-    with deps.store.transaction() as tx:
+    with deps.store.reading() as tx:
         return tx.rules.promotions_after(after, limit + 1)

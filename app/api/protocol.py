@@ -15,8 +15,11 @@ class AtOnce(Protocol):
     paths: frozenset[bytes]
     """URLs that it may answer at once."""
 
-    def at_once(self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
-        """The rest of a 200 OK to a POST, from its headers on; None where it has to be asked by ASGI."""
+    def at_once(
+        self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: tuple[str, int] | None
+    ) -> tuple[bytes, bytes] | None:
+        """A 200 OK to a POST of this client: its headers, to the empty line, and its body; None where it has to be
+        asked by ASGI."""
         ...
 
 
@@ -65,13 +68,13 @@ class QuickProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._held is not None:
             try:
-                answer = self._quick.at_once(self.url, self.headers, b"".join(self._held))
+                answer = self._quick.at_once(self.url, self.headers, b"".join(self._held), self.client)
             except Exception:  # the parser would call it an invalid request
                 self.logger.exception("a request could not be answered at once")
                 answer = None
             if answer is not None:
                 self._held = None
-                self.transport.write(self._head() + answer)
+                self.transport.write(b"".join((self._head(), *answer)))
                 self.on_response_complete()
                 return
             self._let_go()

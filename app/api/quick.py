@@ -13,8 +13,8 @@ import msgspec
 
 from app.api.answers import encode
 from app.bootstrap import now_ms
-from app.domain.columns import Segment
-from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, quote
+from app.domain.columns import EVERYONE, MEMBER
+from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, Quote, quote
 from app.domain.rules import ID_PATTERN
 from app.services.near_cache import NearCache
 from app.services.slots import Name
@@ -32,6 +32,16 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     items: Annotated[list[_Request], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+
+
+class _Item(msgspec.Struct, gc=False):
+    status: int
+    quote: Quote
+    problem: None
+
+
+class _Items(msgspec.Struct, gc=False):
+    items: list[_Item]
 
 
 _is_id = re.compile(ID_PATTERN).fullmatch
@@ -85,25 +95,23 @@ class QuickWay:
         return None if answer is None else answer._replace(brought=sum(names[name] for name in missing))
 
     def _price(self, body: bytes) -> QuickAnswer | None:
-        answer = self._quote(decode_request(body), now_ms())
-        return None if answer is None else QuickAnswer(answer, 1)
+        found = self._quote(decode_request(body), now_ms())
+        return None if found is None else QuickAnswer(encode(found), 1)
 
     def _batch(self, body: bytes) -> QuickAnswer | None:
         """All items or none: one that is not at hand sends the batch to the endpoint."""
         now = now_ms()
-        answers = []
+        items = []
         for request in _decode_batch(body).items:
-            answer = self._quote(request, now)
-            if answer is None:
+            found = self._quote(request, now)
+            if found is None:
                 return None
-            answers.append(answer)
-        items = b',"problem":null},{"status":200,"quote":'.join(answers)
-        return QuickAnswer(b'{"items":[{"status":200,"quote":%b,"problem":null}]}' % items, len(answers))
+            items.append(_Item(200, found, None))
+        return QuickAnswer(encode(_Items(items)), len(items))
 
-    def _quote(self, request: _Request, now: int) -> bytes | None:
+    def _quote(self, request: _Request, now: int) -> Quote | None:
         # As `place` has it; where a part is no id, there is nothing at such a place.
-        sheet = self._near.at_hand(f"{request.user_location}/{request.product_id}", now)
-        if sheet is None:
-            return None
-        segment = Segment.MEMBER if request.is_prime_member else Segment.EVERYONE
-        return encode(quote(sheet, segment, request.quantity, "cache"))
+        product_id, location = request.product_id, request.user_location
+        segment = MEMBER if request.is_prime_member else EVERYONE
+        sheet = self._near.at_hand(f"{location}/{product_id}", segment, now)
+        return None if sheet is None else quote(product_id, location, sheet, segment, request.quantity, "cache")

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.problems import Problem
+from app.domain.api_key import LONGEST_OVERLAP_S, ApiKey, Consumer
 from app.domain.columns import Segment
 from app.domain.events import Envelope, EventType
 from app.domain.quote import MAX_ITEMS, MAX_QUANTITY
 from app.domain.rules import Id, Money, Policy, Promotion
 from app.domain.task import Task
+from app.domain.usage import By, Per
 from app.services.quoting import QuoteRequest
 
 Amount = Annotated[float, Field(description="Money, with exactly the currency's decimals.")]
@@ -364,6 +366,65 @@ class PolicyPage(BaseModel):
 class PromotionPage(BaseModel):
     items: list[Promotion]
     next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class CreatedKey(ApiKey):
+    """A new key, and what is known of it."""
+
+    key: str = Field(description="To be sent as X-API-Key. It is shown in this answer and never again.")
+
+
+class Rotation(_Request):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"overlap_s": 3600}]})
+
+    overlap_s: int = Field(86_400, ge=0, le=LONGEST_OVERLAP_S, description="How long the old key goes on, in seconds.")
+    expires_at: AwareDatetime | None = Field(
+        None, description="Of the new key. Left out: after as long as the old one was made for."
+    )
+
+
+class KeyPage(BaseModel):
+    items: list[ApiKey]
+    next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class ConsumerPage(BaseModel):
+    items: list[Consumer]
+    next_after: str | None = Field(description="Give as `after` for the next page; null on the last.")
+
+
+class Used(BaseModel):
+    requests: int = Field(description="That were answered.")
+    failed: int = Field(description="Those of them that were answered with a 5xx.")
+    sent_bytes: int = Field(description="Of the answers' bodies.")
+    latency_ms: float = Field(description="Their mean.")
+
+
+class UsageItem(Used):
+    """With a value for each name in `by`."""
+
+    period: datetime | None = Field(description="When it begins, UTC; null where there is only one.")
+    key_id: str | None = Field(None, description="Empty: without a key.")
+    user_id: str | None = Field(
+        None,
+        description="What clients said in X-User-ID, up to 128 characters; empty: nothing, or more than 1,024 bytes.",
+    )
+    route: str | None = None
+    method: str | None = None
+    status: str | None = None
+
+
+class UsageAnswer(BaseModel):
+    from_: datetime = Field(alias="from")
+    until: datetime = Field(description="Not included.")
+    per: Per
+    by: list[By]
+    complete_until: datetime = Field(description="Every record that was in the stream before this is counted.")
+    missing: int = Field(description="Requests of this time that were answered and have no record (yet).")
+    gaps: int = Field(description="In how many pieces they are; `pricing telemetry gaps` tells each.")
+    total: Used = Field(description="Of all rows, also those on other pages.")
+    items: list[UsageItem]
+    next_skip: int | None = Field(description="Give as `skip` for the next page; null on the last.")
 
 
 class TaskPage(BaseModel):

@@ -8,19 +8,23 @@ from fastapi import APIRouter, Query, Response
 
 from app.api.answers import answer
 from app.api.deps import Deps, read
+from app.api.guards import GuardedRoute, needs
 from app.api.problems import documented
 from app.api.schemas import TaskPage
 from app.bootstrap import ApiResources
+from app.domain.api_key import Scope
 from app.domain.rules import Id
 from app.domain.task import Task, TaskState
 from app.errors import Conflict, NotFound
 from app.services import tasks
 from app.services.ports import Store
 
-router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
+router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=GuardedRoute)
 
 
-@router.get("", response_model=TaskPage, responses=documented(404, 503), summary="List tasks")
+@router.get(
+    "", dependencies=[needs(Scope.READ)], response_model=TaskPage, responses=documented(404, 503), summary="List tasks"
+)
 async def list_tasks(
     deps: Deps,
     state: Annotated[TaskState | None, Query(description="Only those in this state.")] = None,
@@ -33,7 +37,13 @@ async def list_tasks(
     return answer({"items": [item.model_dump() for item in items[:limit]], "next_before": next_before})
 
 
-@router.get("/{task_id}", response_model=Task, responses=documented(404, 503), summary="Progress of a task")
+@router.get(
+    "/{task_id}",
+    dependencies=[needs(Scope.READ)],
+    response_model=Task,
+    responses=documented(404, 503),
+    summary="Progress of a task",
+)
 async def get_task(task_id: Id, deps: Deps) -> Response:
     """State and progress of a recalculation: of POST /recalculate, or of an event that concerned many prices."""
     task, processed = await read(deps, _find, deps.store, task_id)
@@ -44,14 +54,26 @@ async def get_task(task_id: Id, deps: Deps) -> Response:
     return answer(task)
 
 
-@router.post("/{task_id}/cancel", response_model=Task, responses=documented(404, 409, 503), summary="Cancel a task")
+@router.post(
+    "/{task_id}/cancel",
+    dependencies=[needs(Scope.ADMIN)],
+    response_model=Task,
+    responses=documented(404, 409, 503),
+    summary="Cancel a task",
+)
 async def cancel_task(task_id: Id, deps: Deps) -> Response:
     """It stops at its next batch; what it has repriced stays. Requests that have joined it are still served.
     Cancelling it again changes nothing; 409 where it has succeeded or failed, or has not been looked at yet."""
     return answer(await _change(deps, tasks.cancel, task_id))
 
 
-@router.post("/{task_id}/resume", response_model=Task, responses=documented(404, 409, 503), summary="Resume a task")
+@router.post(
+    "/{task_id}/resume",
+    dependencies=[needs(Scope.ADMIN)],
+    response_model=Task,
+    responses=documented(404, 409, 503),
+    summary="Resume a task",
+)
 async def resume_task(task_id: Id, deps: Deps) -> Response:
     """A task that failed or was cancelled goes on where it stopped, within seconds; 409 where it has succeeded."""
     return answer(await _change(deps, tasks.resume, task_id))
@@ -70,11 +92,11 @@ async def _change(deps: ApiResources, change: Callable[[Store, str], Task], task
 def _find(store: Store, task_id: str) -> tuple[Task | None, bool]:
     """The task, and whether the event of that id has been processed, with or without one. In this order: a task and
     its event are committed together, so one that is processed by then has its task when that is looked for."""
-    with store.transaction() as tx:
+    with store.reading() as tx:
         processed = tx.events.processed(task_id)
         return tx.tasks.get(task_id), processed
 
 
 def _page(store: Store, state: TaskState | None, before: str | None, limit: int) -> list[Task]:
-    with store.transaction() as tx:
+    with store.reading() as tx:
         return tx.tasks.page(state, before, limit)

@@ -50,10 +50,12 @@ def _wanted(reason: str, type_: str, since: str, until: str) -> "Wanted":
 
     if type_ and type_ not in list(EventType):
         fail(f"--type {type_}: the types are {', '.join(EventType)}.")
-    return Wanted(reason, EventType(type_) if type_ else None, _ms("--since", since) or 0, _ms("--until", until))
+    return Wanted(
+        reason, EventType(type_) if type_ else None, instant_ms("--since", since) or 0, instant_ms("--until", until)
+    )
 
 
-def _ms(option: str, when: str) -> int | None:
+def instant_ms(option: str, when: str) -> int | None:
     """An instant as ms since 1970: so long ago, or a time; without an offset it is local."""
     if not when:
         return None

@@ -32,19 +32,20 @@ def replay(
     from rich.console import Console
 
     from app.catalog.reporting import progress_bars
-    from app.local.running import settings_of_running
-    from app.local.up import reachable_host
+    from app.local.addresses import api_url
+    from app.local.running import key_headers, settings_of_running
 
     first, _, last = weeks.partition("-")
     if source != "completejourney":
         fail("only completejourney can be replayed")
     if not (first.isdigit() and (last or first).isdigit() and 1 <= int(first) <= int(last or first) <= 53):
         fail(f"--weeks {weeks}: give one week or a range within 1-53, such as 1-4")
-    settings = settings_of_running(load_settings())
-    address = url or f"http://{reachable_host(settings.host)}:{settings.port}"
+    settings = load_settings()
+    address = (url or api_url(settings_of_running(settings))).rstrip("/")
+    headers = key_headers(settings, address)
     began = time.monotonic()
     with progress_bars(Console()) as progress:
-        total = asyncio.run(_play(address.rstrip("/"), int(first), int(last or first), concurrency, progress))
+        total = asyncio.run(_play(address, headers, int(first), int(last or first), concurrency, progress))
     _conclude(total, time.monotonic() - began)
     unexplained = total.mismatches.total() - total.mismatches[_several()]
     # Where the data itself allows less than 97.5 %, no price list could do better than it allows.
@@ -52,12 +53,14 @@ def replay(
     raise typer.Exit(1 if unexplained or total.exact < least else 0)
 
 
-async def _play(url: str, first: int, last: int, concurrency: int, progress: "Progress") -> "Tally":
+async def _play(
+    url: str, headers: dict[str, str], first: int, last: int, concurrency: int, progress: "Progress"
+) -> "Tally":
     from app.replay.playing import Player
     from app.replay.service import connect
     from app.replay.year import Year
 
-    async with connect(url, concurrency) as service:
+    async with connect(url, concurrency, headers) as service:
         year, player = Year(), Player(service, concurrency, progress)
         typer.echo(f"The grocer's year, weeks {first} to {last}, through {url}, {concurrency} requests at a time\n")
         typer.echo("   week    events    seconds   purchases    seconds   to the cent")

@@ -1,7 +1,7 @@
 """`pricing top`: what the running system does at this moment, in the terminal."""
 
 import signal
-import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Annotated
@@ -39,9 +39,17 @@ def top(
             time.sleep(interval_s)
             console.print(drawn(looks.look()))
             return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: the terminal gets back what it showed
+        ended = threading.Event()
+
+        def end(*_: object) -> None:
+            ended.set()  # an exception alone may be lost: what is raised within a finalizer is
+            raise KeyboardInterrupt
+
+        # SIGTERM as Ctrl-C: the terminal gets back what it showed.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
         with suppress(KeyboardInterrupt), Live(drawn(first), console=console, screen=True, auto_refresh=False) as live:
-            while True:
+            while not ended.is_set():
                 live.refresh()
                 time.sleep(interval_s)
                 live.update(drawn(looks.look()))

@@ -19,7 +19,8 @@ from app.adapters.redis_clients import make_redis
 from app.adapters.task_names import BOUNDARY_SCOPE
 from app.domain.task import ENDED, Task, task_scope
 from app.errors import Unavailable
-from app.local.up import reachable_host
+from app.local.addresses import api_url
+from app.local.running import key_headers
 from app.observability.scrape import Scrape, parse
 from app.services.ports import Tally
 from app.settings import Settings
@@ -64,14 +65,14 @@ class Looks:
     """One after the other; each knows the one before."""
 
     def __init__(self, settings: Settings, broker_url: str) -> None:
-        host = reachable_host(settings.host)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+        self.url = api_url(settings)
         self._redis = make_redis(broker_url, settings.store_timeout_s)
         names = Names(settings.event_stream, settings.event_channel, settings.event_group, settings.dead_letter_stream)
         self._log, self._accounts = EventLog(self._redis, names), EventAccounts(self._redis, names)
         self._inboxes, self._breakers = Inboxes(self._redis, names), Breakers(self._redis)
         self._locks = Locks(self._redis, settings.lock_ttl_s)
-        self._http = httpx.Client(base_url=self.url, timeout=settings.store_timeout_s)
+        headers = key_headers(settings, self.url)
+        self._http = httpx.Client(base_url=self.url, timeout=settings.store_timeout_s, headers=headers)
         self._before: tuple[Scrape, float] | None = None
 
     def __enter__(self) -> "Looks":

@@ -9,10 +9,13 @@ import psycopg
 import redis
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
+from sqlalchemy.exc import ProgrammingError
 
 from app.adapters.database import migration_config
 from app.adapters.event_log import LISTENER_KEYS
 from app.adapters.task_queue import make_celery
+from app.bootstrap import open_key_store
+from app.errors import InvalidInput, Unavailable
 from app.local.configuration import variable
 from app.local.stores import connect_postgres, connect_redis, first_line
 from app.settings import Settings
@@ -51,6 +54,21 @@ def postgres(url: SecretStr | None) -> Iterator[Finding]:
         filled = one(connection, "SELECT 1 FROM products LIMIT 1") is not None
         seen = "products are there" if filled else "no products"
         yield judged("catalogue", filled, seen, "`pricing import`, or `pricing up` with --catalog")
+
+
+def api_keys(settings: Settings) -> Finding:
+    """What keys are hashed with is there, and a usable admin key was hashed with it."""
+    if settings.database_url is None:
+        return Finding("API keys", None, "need PostgreSQL")
+    try:
+        with open_key_store(settings) as (store, key_hash), store.transaction() as tx:
+            there = tx.keys.has_admin(key_hash.mark)
+    except InvalidInput as error:
+        return Finding("API keys", False, str(error), "set one to what every process has")
+    except (Unavailable, ProgrammingError):  # what is wrong with it is said above
+        return Finding("API keys", None, "need PostgreSQL")
+    seen = "an admin key works" if there else "there is no admin key that works with this PRICING_KEY_SECRET"
+    return judged("API keys", there, seen, "set the secret that keys were made with, or make one: `pricing keys first`")
 
 
 def one(connection: psycopg.Connection[Any], query: str) -> Any:

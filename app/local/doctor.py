@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from app.local import SetUpError
-from app.local.checkups import Finding, consumers, judged, postgres, redis_like, tracing
+from app.local.addresses import api_url, is_ready
+from app.local.checkups import Finding, api_keys, consumers, judged, postgres, redis_like, tracing
 from app.local.configuration import variable
 from app.local.machine import check_port, prepare_data
 from app.local.running import settings_of_running
-from app.local.up import ready
 from app.settings import Settings
 
 ROOM_BYTES = 1_000_000_000
@@ -51,6 +51,7 @@ def findings() -> Iterator[Finding]:
     settings = settings_of_running(configured)
     yield port(settings)
     yield from postgres(settings.database_url)
+    yield api_keys(settings)
     yield from redis_like("cache", "cache_url", settings.cache_url, must_keep=False)
     yield from redis_like("broker", "broker_url", settings.events_url, must_keep=True)
     yield from consumers(settings)
@@ -78,7 +79,7 @@ def data_folder(settings: Settings) -> Finding:
 
 
 def port(settings: Settings) -> Finding:
-    if ready(settings):
+    if is_ready(api_url(settings)):
         return Finding("API", True, f"ready on {settings.host}:{settings.port}")
     try:
         check_port(settings.host, settings.port)

@@ -19,11 +19,16 @@ def main() -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != int(parent):  # it died before the line above
-            sys.exit("the parent is gone")
+    die_with(int(parent), int(death_signal))
     os.execvp(command[0], command)  # noqa: S606  no shell is wanted
+
+
+def die_with(parent: int, death_signal: int) -> None:
+    """Get this signal when the parent dies; end where it has. Only Linux can do this."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            sys.exit("the parent is gone")
 
 
 if __name__ == "__main__":

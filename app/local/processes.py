@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
+from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE, TELEMETRY_QUEUE
 from app.local.supervisor import Child
 from app.settings import Settings
 
@@ -18,11 +18,12 @@ GUNICORN_CONFIG = Path(__file__).parents[2] / "gunicorn_config.py"
 
 
 def environment(settings: Settings, metrics: Path) -> dict[str, str]:
-    """Our environment, with every setting that has a value, wherever it came from."""
+    """Our environment, with every setting that has a value, wherever it came from, but for the key of commands."""
     prefix = settings.model_config["env_prefix"]
     ours = {f"{prefix}{name.upper()}": plain(value) for name, value in settings if value is not None}
     shared = {f"{prefix}METRICS_DIR": str(metrics), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    return {**os.environ, **ours, **shared, "PYTHONUNBUFFERED": "1"}
+    all_of_it = {**os.environ, **ours, **shared, "PYTHONUNBUFFERED": "1"}
+    return {name: value for name, value in all_of_it.items() if name != f"{prefix}API_KEY"}
 
 
 def plain(value: Any) -> str:
@@ -46,7 +47,8 @@ def service(settings: Settings, metrics: Path, logs: Path) -> list[Child]:
         child("metrics", [*python, "app.observability.exporter"], stage=0),
         child("worker", [*celery, "-Q", EVENTS_QUEUE, "-n", "events@%h"], stage=1),
         # Recalculations wait for no one and nobody waits for them: they take what processor time the others leave.
-        child("jobs", ["nice", *celery, "-Q", JOBS_QUEUE, "-n", "jobs@%h"], stage=1),
+        # So do records of requests.
+        child("jobs", ["nice", "-n19", *celery, "-Q", f"{JOBS_QUEUE},{TELEMETRY_QUEUE}", "-n", "jobs@%h"], stage=1),
         child("listener", [*python, "listener"], stage=1),
         child("api", gunicorn, stage=2),
     ]

@@ -10,13 +10,17 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import SecretStr
 
+from app.domain.api_key import HEADER
+from app.local.addresses import api_url
+from app.local.keys import ADMIN_KEY, SECRET
 from app.settings import Settings
 
-STORES = ("database_url", "cache_url", "broker_url")
+STORES = ("database_url", "cache_url", "broker_url", "victoriametrics_url")
 
 
 def record(data: Path, settings: Settings, processes: Iterable[tuple[str, int, int]]) -> None:
@@ -73,15 +77,36 @@ def read(data: Path) -> dict[str, Any] | None:
 
 
 def settings_of_running(settings: Settings) -> Settings:
-    """`settings` with the address and the stores of the `pricing up` that runs on its data folder.
+    """`settings` with the address, the stores and the keys of the `pricing up` that runs on its data folder.
 
-    A store that is set already stays as it is; so does everything where none runs.
+    What is set already stays as it is; so does everything where none runs.
     """
     running = read(settings.data)
     if running is None or same_process(running["supervisor"]) is None:
         return settings
-    found = {name: SecretStr(url) for name, url in running["stores"].items() if getattr(settings, name) is None}
+    found: dict[str, Any] = {
+        name: SecretStr(url) for name, url in running["stores"].items() if getattr(settings, name) is None
+    }
+    secret = settings.data / SECRET
+    if settings.key_secret is None and settings.key_secret_file is None and secret.exists():
+        found["key_secret_file"] = secret
     return settings.model_copy(update={"host": running["host"], "port": running["port"], **found})
+
+
+def key_headers(settings: Settings, url: str) -> dict[str, str]:
+    """What shows our API key to the API at this address: the one that is set, or that of the first start of the
+    `pricing up` that runs on our data folder, which no other address gets to see."""
+    if settings.api_key is not None:
+        return {HEADER: settings.api_key.get_secret_value()}
+    with contextlib.suppress(OSError, ValueError):  # there is none, it is somebody else's, or that is no URL
+        if _place(url) == _place(api_url(settings_of_running(settings))):
+            return {HEADER: (settings.data / ADMIN_KEY).read_text().strip()}
+    return {}
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    parts = urlsplit(url)
+    return "127.0.0.1" if parts.hostname in ("localhost", "::1", None) else parts.hostname, parts.port
 
 
 def stop_leftovers(data: Path, say: Callable[[str], None]) -> None:

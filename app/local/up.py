@@ -1,7 +1,6 @@
 """`pricing up`: the whole system on this machine, from one command to one Ctrl-C."""
 
 import contextlib
-import http.client
 import shutil
 import time
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from pathlib import Path
 from pydantic import AnyUrl, SecretStr
 from rich.console import Console
 
-from app.local import SetUpError, embedded, jaeger, stores
+from app.local import SetUpError, embedded, jaeger, keys, stores, victoriametrics
+from app.local.addresses import api_url, is_ready
 from app.local.machine import check_port, metrics_folder, prepare_data, sole_user_of
 from app.local.processes import service
 from app.local.running import forget, record, stop_leftovers
@@ -56,10 +56,14 @@ class Up:
             migrate(database_url.get_secret_value())
         with self.signals.interruptible():
             fill_catalog(self.settings, self.settings.catalog, self.console)
+        first_key = self.make_keys()
         if self.settings.otlp_endpoint is None and jaeger.is_there():
             self.settings = self.settings.model_copy(update={"otlp_endpoint": AnyUrl(jaeger.OTLP)})
+        if self.settings.victoriametrics_url is None and victoriametrics.is_there():
+            url = SecretStr(victoriametrics.URL)
+            self.settings = self.settings.model_copy(update={"victoriametrics_url": url})
         self.start_service()
-        self.say(greeting(self.settings, time.monotonic() - began))
+        self.say(greeting(self.settings, time.monotonic() - began, first_key))
 
     def keep(self) -> None:
         """Restart whoever dies, until `Stopped`."""
@@ -94,13 +98,24 @@ class Up:
             self.say("Valkey is up")
         self.settings = self.settings.model_copy(update=urls)
 
+    def make_keys(self) -> str | None:
+        """The secret that keys are hashed with, unless one is set, and an admin key, unless there is one: that key."""
+        if self.settings.key_secret is None and self.settings.key_secret_file is None:
+            secret = self.data / keys.SECRET
+            keys.make_secret(secret)
+            self.settings = self.settings.model_copy(update={"key_secret_file": secret})
+        key = first_key(self.settings)
+        if key is not None:
+            keys.keep_admin_key(self.data, key)
+        return key
+
     def start_service(self) -> None:
         """Worker, listener and API; returns when the API says that it is ready."""
         self.metrics = metrics_folder(self.settings.metrics_dir, self.data)
         with self.console.status("Starting the API, the worker and the listener"):
             for child in service(self.settings, self.metrics, self.data / "logs"):
                 self.supervisor.start(child)
-            self.wait_for(child, lambda: ready(self.settings), READY_TIMEOUT_S)
+            self.wait_for(child, lambda: is_ready(api_url(self.settings)), READY_TIMEOUT_S)
 
     def wait_for(self, child: Child, answers: Callable[[], bool], timeout_s: float) -> None:
         """Until `child` answers. Whoever dies meanwhile ends the start: it would die again."""
@@ -154,6 +169,13 @@ def fill_catalog(settings: Settings, catalog: str, console: Console) -> None:
         console.print(f"The database has products already; the catalogue {catalog} was not loaded", markup=False)
 
 
+def first_key(settings: Settings) -> str | None:
+    """An admin key where the database has none that works."""
+    from app.bootstrap import make_first_key  # slow to import, as above
+
+    return make_first_key(settings)
+
+
 def check_catalog(catalog: str) -> None:
     """A catalogue that is a path exists."""
     if catalog not in ("sample", "completejourney", "none") and not Path(catalog).exists():
@@ -163,32 +185,14 @@ def check_catalog(catalog: str) -> None:
         )
 
 
-def ready(settings: Settings) -> bool:
-    """Whether the API says that its stores answer."""
-    connection = http.client.HTTPConnection(reachable_host(settings.host), settings.port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def reachable_host(host: str) -> str:
-    """Where a client on this machine finds a server that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-
-
 def failure(child: Child, what: str) -> str:
     """What a child did, and the end of its log."""
     return f"{child.name} {what}: see {child.log}, which ends with\n{child.last_lines()}"
 
 
-def greeting(settings: Settings, seconds: float) -> str:
-    """What to print when all is well."""
-    host = reachable_host(settings.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+def greeting(settings: Settings, seconds: float, first_key: str | None) -> str:
+    """What to print when all is well; the key that was made, if one was, this once."""
+    url = api_url(settings)
     question = '{"product_id":"P-100","user_location":"NY","is_prime_member":true}'
     return (
         f"\nReady in {seconds:.1f} s. Ctrl-C stops everything.\n\n"
@@ -196,10 +200,33 @@ def greeting(settings: Settings, seconds: float) -> str:
         f"  Docs     {url}/docs\n"
         f"  Metrics  {url}/metrics\n"
         f"  Traces   {traces(settings)}\n"
+        f"  Usage    {usage(settings)}\n"
         f"  Logs     {settings.data / 'logs'}\n\n"
+        f"{told(first_key, settings.data)}"
         "Ask for a price:\n\n"
         f"  curl -s {url}/api/v1/price -H 'content-type: application/json' -d '{question}'\n"
     )
+
+
+def told(first_key: str | None, data: Path) -> str:
+    """A key, which is told nobody else and never again."""
+    if first_key is None:
+        return ""
+    return (
+        "Whoever changes anything shows an API key. This one may do everything; it is printed this once, and kept in\n"
+        f"{data / keys.ADMIN_KEY} for the commands of this machine:\n\n  {first_key}\n\n"
+    )
+
+
+def usage(settings: Settings) -> str:
+    """Where records of requests are."""
+    if settings.telemetry == "off":
+        return "not recorded (PRICING_TELEMETRY)"
+    there = f"{api_url(settings)}/api/v1/usage"
+    if settings.victoriametrics_url is None:
+        return f"{there} (graphs: `make victoriametrics` gets VictoriaMetrics, and the next start finds it)"
+    own = settings.victoriametrics_url.get_secret_value() == victoriametrics.URL
+    return f"{there}, graphs: {victoriametrics.PAGE if own else 'in VictoriaMetrics'}"
 
 
 def traces(settings: Settings) -> str:

@@ -9,6 +9,7 @@ import structlog
 from opentelemetry import trace
 from pydantic import SecretStr
 
+from app.domain.api_key import redacted
 from app.settings import Settings
 
 _REPEATING = ("celery.worker.strategy", "celery.app.trace")
@@ -43,6 +44,7 @@ def configure_logging(settings: Settings, process: str) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 structlog.processors.JSONRenderer(),
+                lambda _, __, line: redacted(str(line)),
             ],
         )
     )

@@ -27,10 +27,19 @@ EVENT_TYPES = (
     "policy.changed",
     "recalculate",
 )
-TASKS = ("pricing.apply_events", "pricing.recalculate", "pricing.reprice_due")
-QUEUES = ("pricing", "pricing.jobs")
-BREAKERS = ("postgresql", "cache", "apply_events", "recalculate", "reprice_due")
-LOCKS = ("products", "catalogue", "task", "boundaries")
+TASKS = ("pricing.apply_events", "pricing.recalculate", "pricing.reprice_due", "pricing.write_telemetry")
+QUEUES = ("pricing", "pricing.jobs", "pricing.telemetry")
+SINKS = ("postgresql", "victoriametrics")
+BREAKERS = (
+    "postgresql",
+    "cache",
+    "apply_events",
+    "recalculate",
+    "reprice_due",
+    "telemetry_postgresql",
+    "telemetry_victoriametrics",
+)
+LOCKS = ("products", "catalogue", "task", "boundaries", "telemetry")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
 
 _processes = Section("Processes")
@@ -66,6 +75,29 @@ http_request_duration = _requests.histogram(
 )
 access_records_dropped = _requests.counter(
     "pricing_access_records_dropped_total", "records", "Access records that the log on stderr did not take in time."
+)
+
+_callers = Section("Callers")
+
+requests_refused = _callers.counter(
+    "pricing_requests_refused_total",
+    "requests",
+    "Requests refused for who sent them: without a key that is good, without the scope, or too often for the key.",
+    reason=("unauthenticated", "forbidden", "rate_limited"),
+)
+rate_limits_local = _callers.counter(
+    "pricing_rate_limits_local_total",
+    "draws",
+    "Draws from a limited key's bucket that an API process answered by itself, because Redis was away.",
+)
+api_keys_known = _callers.gauge(
+    "pricing_api_keys_known", "keys", "livemax", "API keys that an API process knows, ended ones among them."
+)
+api_keys_age = _callers.gauge(
+    "pricing_api_keys_age_seconds",
+    "seconds",
+    "livemax",
+    "How long ago the API process that is worst off last saw which keys there are; those that it knows go on.",
 )
 
 _reading = Section("Reading prices")
@@ -200,6 +232,118 @@ dead_letters_handled = _events.counter(
     how=("replayed", "discarded"),
 )
 
+_capture = Section("Request telemetry: from the API into the stream")
+
+telemetry_noted = _capture.counter(
+    "pricing_telemetry_noted_total",
+    "records",
+    "Requests that were answered: what is to be kept. All of them are published from memory, spilled, dropped "
+    "(memory_full, spill_full, defect) or waiting in memory.",
+)
+telemetry_published = _capture.counter(
+    "pricing_telemetry_published_total",
+    "records",
+    "Records that are in the stream, by where they came from. Of those from a spill, some may have been there before.",
+    came_from=("memory", "spill"),
+)
+telemetry_spilled = _capture.counter(
+    "pricing_telemetry_spilled_total",
+    "records",
+    "Records written to disk because the stream was away or full. All of them are published from the spill, damaged, "
+    "or waiting there.",
+)
+telemetry_adopted = _capture.counter(
+    "pricing_telemetry_adopted_total", "records", "Spilled records that were taken over from processes that had ended."
+)
+telemetry_dropped = _capture.counter(
+    "pricing_telemetry_dropped_total",
+    "records",
+    "Records that are lost, and show as gaps: no room in memory, none on disk or the disk does not write, damaged on "
+    "disk, or a defect.",
+    reason=("memory_full", "spill_full", "damaged", "defect"),
+)
+telemetry_waiting = _capture.gauge(
+    "pricing_telemetry_waiting",
+    "records",
+    "livesum",
+    "Records that are not in the stream yet: in the memory of API processes, and in the segments on disk that they "
+    "hold.",
+    where=("memory", "spill"),
+)
+telemetry_unaccounted = _capture.gauge(
+    "pricing_telemetry_unaccounted",
+    "records",
+    "livesum",
+    "Records that API processes have taken over and that are neither published, spilled, dropped nor waiting: 0, or "
+    "something is wrong with the program.",
+)
+telemetry_spill_bytes = _capture.gauge(
+    "pricing_telemetry_spill_bytes", "bytes", "livemax", "What all API processes of a machine have on disk."
+)
+telemetry_spill_limit = _capture.gauge(
+    "pricing_telemetry_spill_limit_bytes",
+    "bytes",
+    "livemax",
+    "What they may have there (PRICING_TELEMETRY_SPILL_MB). Beyond it the newest records are dropped.",
+)
+
+_records = Section("Request records")
+
+telemetry_write = _records.histogram(
+    "pricing_telemetry_write_seconds",
+    "seconds",
+    LATENCY_S,
+    "Time that a sink takes for one write, of up to 32 batches.",
+    sink=SINKS,
+)
+telemetry_ledger = _records.gauge(
+    "pricing_telemetry_ledger",
+    "batches",
+    "livemostrecent",
+    "What became of every batch in the stream, for each sink by the books of its group: accepted is the sum of pending "
+    "(to be read, or to be acknowledged), delivered, and dead (set aside).",
+    sink=SINKS,
+    entry=("accepted", "pending", "delivered", "dead"),
+)
+telemetry_delivered = _records.gauge(
+    "pricing_telemetry_delivered_records",
+    "records",
+    "livemostrecent",
+    "Records of requests that a sink has taken and acknowledged, since its group began.",
+    sink=SINKS,
+)
+telemetry_oldest_age = _records.gauge(
+    "pricing_oldest_unwritten_record_age_seconds",
+    "seconds",
+    "livemostrecent",
+    "Age of the oldest batch in the stream that a sink has not acknowledged; 0 where there is none.",
+    sink=SINKS,
+)
+telemetry_trimmed = _records.counter(
+    "pricing_telemetry_trimmed_total",
+    "batches",
+    "Batches that were taken out of the stream because every sink had acknowledged them.",
+)
+requests_without_record = _records.gauge(
+    "pricing_requests_without_record",
+    "requests",
+    "livemostrecent",
+    "Requests that were answered between 10 minutes and a day ago and have no record in PostgreSQL, by their numbers.",
+)
+records_written = _records.counter(
+    "pricing_records_written_total", "records", "Records of requests that were written to PostgreSQL, once each."
+)
+records_repeated = _records.counter(
+    "pricing_records_repeated_total",
+    "records",
+    "Records that came to PostgreSQL again, after a crash between a write and its acknowledgement; nothing changed.",
+)
+records_misdated = _records.counter(
+    "pricing_records_misdated_total",
+    "records",
+    "Records of requests that cannot have begun when they say, placed where they arrived: a process' clock is wrong.",
+)
+
 _work = Section("Background work")
 
 sheets_stored = _work.counter(
@@ -243,7 +387,7 @@ breaker_state = _work.gauge(
     "pricing_breaker_state",
     "0 closed, 1 half open, 2 open",
     "livemostrecent",
-    "Circuit breakers of stores and of kinds of work, which all processes share.",
+    "Circuit breakers of stores, of kinds of work and of sinks, which all processes share.",
     breaker=BREAKERS,
 )
 lock_wait = _work.histogram(
@@ -299,7 +443,7 @@ redis_connections = _stores.gauge(
     "connections",
     "livesum",
     "Connections to Redis of all processes, by what they are for; Celery's own are not among them.",
-    role=("cache", "broker", "stream", "feed"),
+    role=("cache", "broker", "stream", "feed", "limits"),
     state=("in_use", "idle"),
 )
 cache_call = _stores.histogram(

@@ -1,7 +1,8 @@
-"""What every request leaves behind: a duration and an access record. Noted at once, written a little later.
+"""What every request leaves behind: a duration, an access record, and what is kept of it. Noted at once, written a
+little later.
 
-Writing a line and moving a histogram costs more than answering from memory, so requests only append to a list,
-and a thread writes what has gathered. A process that is killed loses what it had not written.
+Writing a line and moving a histogram costs more than answering from memory, so requests only append to a buffer,
+and a thread takes what has gathered. A process that is killed loses what it had not written.
 """
 
 import json
@@ -12,12 +13,20 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 from app.observability import metrics
 from app.observability.tracing import RequestTrace
+from app.pipeline.buffer import Buffer, WhenFull
 
-_INTERVAL_S = 0.05
+INTERVAL_S, GRACE_S = 0.03, 0.01
+"""How long a request waits to be taken is their sum at most. After that a keeper has the grace once more to bring it to
+where it survives this process: so 50 ms of records are all that may be lost of one that is killed."""
+
+CAPACITY = 65_536
+"""Requests that wait to be taken, which is seconds of them; more are dropped and counted, as if the thread had died."""
+
 _PATIENCE_S = 1.0
 """How long the end waits for a reader of the log that does not read."""
 
@@ -39,68 +48,139 @@ class Kind(NamedTuple):
     status: int
 
 
-Record = tuple[float, Kind, float, RequestTrace, int]
-"""One answered request: when it ended (as `time.perf_counter` has it), its kind, its duration in seconds, its
-trace, and how many quotes were answered from this process' memory, without their endpoint."""
+class Note(NamedTuple):
+    """One answered request, as it is taken from the buffer; what is in it is a plain tuple."""
+
+    number: int
+    """Of this process' requests, from 1 on."""
+    ended: float
+    """As `time.perf_counter` has it."""
+    kind: Kind
+    seconds: float
+    request: RequestTrace
+    at_hand: int
+    """Quotes that were answered from this process' memory, without their endpoint."""
+    sent_bytes: int
+    key_id: str
+    client: tuple[str, int] | None
+    """Who is at the other end of the connection."""
+    forwarded: bytes | None
+    """X-Forwarded-For, as it came."""
+    user_id: bytes | None
+    """X-User-ID, as it came."""
+
+
+class Keeper(Protocol):
+    """Whoever keeps what requests leave behind, beside this log."""
+
+    numbers: "memoryview[int]"
+    """Its first item is raised with each request, before anything else."""
+
+    def start(self) -> None: ...
+    def take(self, notes: Sequence[Note]) -> None: ...
+    def hurry(self) -> None:
+        """The grace has passed: what has not left is to be made safe now."""
+        ...
+
+    def stop(self) -> None: ...
 
 
 class RequestLog:
-    def __init__(self, process: str) -> None:
-        """Access records are lines of the level info; where that is not written, durations are counted all the same."""
-        self._process = process
-        self._gathered: list[Record] = []
-        self.note = self._gathered.append
+    def __init__(self, process: str, keeper: Keeper | None = None, wake: threading.Event | None = None) -> None:
+        """Access records are lines of the level info; where that is not written, durations are counted all the same.
+        Who sets `wake` does not want to wait for the next interval."""
+        self._process, self._keeper = process, keeper
+        self._numbers = keeper.numbers if keeper is not None else memoryview(bytearray(8)).cast("Q")
+        self._gathered = Buffer[Any](CAPACITY, WhenFull.DROP_NEWEST)
         self._backlog: list[bytes] = []
-        self._stopping = threading.Event()
+        self._stopping, self._wake = False, wake or threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
 
+    def note(
+        self,
+        ended: float,
+        kind: Kind,
+        seconds: float,
+        request: RequestTrace,
+        at_hand: int = 0,
+        sent_bytes: int = 0,
+        key_id: str = "",
+        client: tuple[str, int] | None = None,
+        forwarded: bytes | None = None,
+        user_id: bytes | None = None,
+    ) -> int:
+        """A request was answered, as `Note` says it; its number. For the one thread that answers."""
+        self._numbers[0] = number = self._numbers[0] + 1
+        self._gathered.put(
+            (number, ended, kind, seconds, request, at_hand, sent_bytes, key_id, client, forwarded, user_id)
+        )
+        return number
+
     def start(self) -> None:
+        if self._keeper is not None:
+            self._keeper.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Write the rest."""
-        self._stopping.set()
+        self._stopping = True
+        self._wake.set()
         self._thread.join()
+        if self._keeper is not None:
+            self._keeper.stop()
 
     def _run(self) -> None:
-        while not self._stopping.wait(_INTERVAL_S):
-            self._take()
+        while not self._stopping:
+            self._wake.wait(INTERVAL_S)
+            self._wake.clear()
+            taken = self._take()
             self._write(0)
+            if self._keeper is not None and taken:
+                self._wake.wait(GRACE_S)
+                self._keeper.hurry()
         self._take()
         self._write(_PATIENCE_S)
 
-    def _take(self) -> None:
-        """Count what has gathered, and make its lines."""
-        count = len(self._gathered)  # only this thread removes, and only from the front
-        records = self._gathered[:count]
-        del self._gathered[:count]
-        by_kind: defaultdict[Kind, list[Record]] = defaultdict(list)
+    def gathered(self, count: int) -> list[Note]:
+        """Take the oldest that nobody has taken yet."""
+        return self._gathered.take(count)
+
+    def _take(self) -> int:
+        """Count what has gathered, and make its lines; how many there were."""
+        records = self.gathered(CAPACITY)
+        if self._keeper is not None:
+            self._keeper.take(records)
+        self._count(records)
+        return len(records)
+
+    def _count(self, records: Sequence[Note]) -> None:
+        by_kind: defaultdict[Kind, list[Note]] = defaultdict(list)
         for record in records:
-            by_kind[record[1]].append(record)
+            by_kind[record[2]].append(record)
         for kind, same in by_kind.items():
             method = kind.method if kind.method in metrics.METHODS else "other"
             duration = metrics.http_request_duration.labels(method, kind.route, str(kind.status))
-            metrics.observe_many(duration, [record[2] for record in same])
+            metrics.observe_many(duration, [record[3] for record in same])
             if _access.isEnabledFor(logging.INFO):
                 self._backlog += self._pieces(kind, same)
-        if at_hand := sum(record[4] for record in records):
+        if at_hand := sum(record[5] for record in records):
             metrics.quotes.labels("near_cache").inc(at_hand)
 
-    def _pieces(self, kind: Kind, records: list[Record]) -> list[bytes]:
+    def _pieces(self, kind: Kind, records: list[Note]) -> list[bytes]:
         """The records' lines, as many in a piece as one write takes whole."""
         began = time.time() - time.perf_counter()
         fields = _json(kind._asdict())[1:-1]
         rest = _json({"process": self._process, "event": "request", "level": "info", "logger": "access"})[1:]
         lines = []
         second, shown = 0, ""
-        for ended, _, seconds, request, _ in records:
+        for _, ended, _, seconds, request, _, _, key_id, *_ in records:
             at = began + ended
             if int(at) != second:
                 second = int(at)
                 shown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             lines.append(
                 f'{{"timestamp":"{shown}.{int((at - second) * 1e6):06}Z",{fields},"ms":{seconds * 1000:.3f},'
-                f'"trace_id":"{request.trace_id}","span_id":"{request.span_id}",{rest}\n'
+                f'"trace_id":"{request.trace_id}","span_id":"{request.span_id}","key_id":"{key_id}",{rest}\n'
             )
         fit = max(1, _PIECE // max(map(len, lines)))
         return ["".join(lines[start : start + fit]).encode() for start in range(0, len(lines), fit)]

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import getrandbits, random
 from typing import Literal
@@ -94,9 +94,12 @@ class RequestTrace(msgspec.Struct, frozen=True, gc=False):
 
     def context(self) -> Context:
         """The request as the current span, for what has no span of its own."""
+        return trace.set_span_in_context(trace.NonRecordingSpan(self.span_context()), Context())
+
+    def span_context(self) -> trace.SpanContext:
+        """What others link to."""
         flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if self.sampled else trace.TraceFlags.DEFAULT)
-        own = trace.SpanContext(int(self.trace_id, 16), int(self.span_id, 16), is_remote=True, trace_flags=flags)
-        return trace.set_span_in_context(trace.NonRecordingSpan(own), Context())
+        return trace.SpanContext(int(self.trace_id, 16), int(self.span_id, 16), is_remote=True, trace_flags=flags)
 
     def of_span(self, span: trace.Span) -> "RequestTrace":
         own = span.get_span_context()
@@ -104,21 +107,26 @@ class RequestTrace(msgspec.Struct, frozen=True, gc=False):
         return RequestTrace(*ids, self.parent_id, own.trace_flags.sampled)
 
 
+def traceparent_of(span: trace.Span) -> bytes:
+    """What continues this span elsewhere."""
+    own = span.get_span_context()
+    return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}".encode()
+
+
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _NEVER_ZERO = 1 << 64 | 1  # no id of zeros is valid
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 
 
-def begin_request_trace(headers: Iterable[tuple[bytes, bytes]], sample_ratio: float) -> RequestTrace:
+def begin_request_trace(traceparent: bytes | None, sample_ratio: float) -> RequestTrace:
     """Continue the trace of a valid `traceparent` header (W3C Trace Context, level 1), as sampled as it is, or
     begin one that is sampled with this probability."""
     ids = f"{getrandbits(192) | _NEVER_ZERO:048x}"
     span_id = ids[32:]
-    for name, value in headers:
-        if name == b"traceparent":
-            match = _TRACEPARENT.fullmatch(value)
-            if match is not None and match[1] != _NO_TRACE and match[2] != _NO_SPAN:
-                return RequestTrace(match[1].decode(), span_id, match[2].decode(), int(match[3], 16) & 1 == 1)
+    if traceparent is not None:
+        match = _TRACEPARENT.fullmatch(traceparent)
+        if match is not None and match[1] != _NO_TRACE and match[2] != _NO_SPAN:
+            return RequestTrace(match[1].decode(), span_id, match[2].decode(), int(match[3], 16) & 1 == 1)
     return RequestTrace(ids[:32], span_id, None, random() < sample_ratio)  # noqa: S311 - sampling
 
 

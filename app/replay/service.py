@@ -78,11 +78,13 @@ class Service:
 
 
 @asynccontextmanager
-async def connect(url: str, concurrency: int) -> AsyncIterator[Service]:
-    """For at most `concurrency` requests at a time."""
+async def connect(url: str, concurrency: int, headers: dict[str, str]) -> AsyncIterator[Service]:
+    """For at most `concurrency` requests at a time. The `headers`, which show an API key, go with each."""
     trusted = ssl.create_default_context()
     async with AsyncExitStack() as stack:
-        clients = [httpx.AsyncClient(base_url=url, verify=trusted, timeout=30) for _ in range(concurrency)]
+        clients = [
+            httpx.AsyncClient(base_url=url, verify=trusted, timeout=30, headers=headers) for _ in range(concurrency)
+        ]
         yield Service([await stack.enter_async_context(client) for client in clients])
 
 

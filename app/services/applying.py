@@ -21,7 +21,7 @@ from app.domain.money import SCALE, Currency, to_minor
 from app.domain.rows import LIST_PRICE, RowScope, SignalChange, Subjects
 from app.domain.rules import Policy, Promotion
 from app.domain.sheet import EncodedSheet
-from app.errors import InvalidInput, NotFound, within
+from app.errors import InvalidInput, NotFound, ScopeTaken, within
 from app.services.ports import Held, SheetCache, Store, TaskQueue, Transaction
 from app.services.repricing import reprice, union
 
@@ -51,10 +51,13 @@ class Positioned(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An event that can never be applied, and why."""
+    """An event that cannot be applied, and why. `may_pass`: an older event, not applied yet, may still make room for
+    it. Nothing else that events are refused for is changed by events: products and locations are imported, and new
+    prices only add to the currencies that an amount has to suit."""
 
     stream_id: str
     reason: str
+    may_pass: bool
 
 
 class Applied(NamedTuple):
@@ -110,13 +113,19 @@ def apply_events(
     items = _first_of_each(batch)
     effects = _Effects([], defaultdict(dict), [], [])
     with store.transaction() as tx:
-        tx.events.check_fence(held.scope, held.token)
-        if any(item.event.type in _RULES for item in items):
-            tx.rules.hold_new_rows()
-        elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in items):
-            tx.rules.hold_rules()
-        changes, refused, left = _signal_changes(tx, items)
+        signals = [item for item in items if item.event.type in _SIGNALS]
         others = [item for item in items if item.event.type not in _SIGNALS]
+        with tx.together():
+            checked = tx.events.ask_fence(held.scope, held.token)
+            if any(item.event.type in _RULES for item in others):
+                tx.rules.hold_new_rows()
+            elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in signals):
+                tx.rules.hold_rules()
+            subjects = tx.catalog.ask_subjects(
+                {item.event.subject for item in signals}, {item.event.location for item in signals}
+            )
+        checked()
+        changes, refused, left = _signal_changes(tx, signals, subjects())
         scopes = {change.item.event.id: [change.scope] for change in changes}
         new = tx.events.claim(scopes | {item.event.id: [] for item in others})
         _set_signals(tx, [change for change in changes if change.item.event.id in new], effects)
@@ -132,7 +141,7 @@ def apply_events(
                 try:
                     _change_rules(tx, item, effects)
                 except InvalidInput as error:
-                    refused.append(Refused(item.stream_id, str(error)))
+                    refused.append(Refused(item.stream_id, str(error), may_pass=isinstance(error, ScopeTaken)))
                     new.discard(item.event.id)
                     tx.events.release(item.event.id)
         undone = {refusal.stream_id for refusal in refused} | {item.stream_id for item in left}
@@ -165,8 +174,8 @@ def _with_duplicates(
 ) -> list[Refused]:
     """Whoever has the id of a refused event was not applied either."""
     event_ids = {item.stream_id: item.event.id for item in items}
-    reasons = {event_ids[refusal.stream_id]: refusal.reason for refusal in refused}
-    return [Refused(item.stream_id, reasons[item.event.id]) for item in batch if item.event.id in reasons]
+    of_event = {event_ids[refusal.stream_id]: refusal for refusal in refused}
+    return [of_event[item.event.id]._replace(stream_id=item.stream_id) for item in batch if item.event.id in of_event]
 
 
 def _of_events(event_ids: set[str], batch: Iterable[Positioned]) -> set[str]:
@@ -174,21 +183,19 @@ def _of_events(event_ids: set[str], batch: Iterable[Positioned]) -> set[str]:
 
 
 def _signal_changes(
-    tx: Transaction, items: Sequence[Positioned]
+    tx: Transaction, signals: Sequence[Positioned], subjects: Subjects
 ) -> tuple[list[_SignalChange], list[Refused], list[Positioned]]:
     """What the signals of a batch set, without changing anything yet; and those that are left for another turn."""
-    signals = [item for item in items if item.event.type in _SIGNALS]
     changes: list[_SignalChange] = []
     refused: list[Refused] = []
-    subjects = tx.catalog.subjects({item.event.subject for item in signals}, {item.event.location for item in signals})
     rows = 0
     for nth, item in enumerate(signals):
         if rows > MOST_ROWS:
-            return changes, refused, signals[nth:]
+            return changes, refused, list(signals[nth:])
         try:
             change = _signal_change(tx, item, subjects)
         except InvalidInput as error:
-            refused.append(Refused(item.stream_id, str(error)))
+            refused.append(Refused(item.stream_id, str(error), may_pass=False))
         else:
             changes.append(change)
             rows += 0 if change.keys is None else len(change.keys)

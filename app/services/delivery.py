@@ -7,7 +7,7 @@ from typing import NamedTuple
 from app.domain.events import Event
 from app.domain.positions import position
 from app.errors import PricingError, Unavailable
-from app.services.applying import Positioned, apply_events
+from app.services.applying import Positioned, Refused, apply_events
 from app.services.ports import (
     DIED,
     TOGETHER,
@@ -79,7 +79,7 @@ def deliver(
     Raises `LockLost` or `Unavailable`, or SystemExit where the process is told to end at once, with the batch back in
     its inbox: that is not the events' fault.
     """
-    bad = [_Setback(w, malformed[w.stream_id], malformed[w.stream_id], True) for w in batch if w.stream_id in malformed]
+    bad = [_refusal(w, malformed[w.stream_id], final=True) for w in batch if w.stream_id in malformed]
     bad += [
         _Setback(w, f"{max_attempts} processes ended with it in hand", DIED, True) for w in _deadly(batch, max_attempts)
     ]
@@ -100,7 +100,7 @@ def deliver(
             return _settle(held, {}, bad, state, events, inboxes, clock)._replace(error=error)
         in_hand = {w.stream_id for w in batch}
         tried = [w for w in sound if w.stream_id not in applied.left]
-        refused = {refusal.stream_id: refusal.reason for refusal in applied.refused}
+        refused = {refusal.stream_id: refusal for refusal in applied.refused}
         done: dict[str, Fate] = {
             w.stream_id: "applied" if w.stream_id in applied.new else "repeated"
             for w in tried
@@ -123,14 +123,16 @@ def _positioned(waiting: Waiting, event: Event) -> Positioned:
 
 
 class _Setback(NamedTuple):
-    """An entry that was not applied. `final`: another try is of no use, and `reason` says why. That a replayed event is
-    refused once more is no news: it says nothing of how the work goes."""
+    """An entry that was not applied. `final`: another try is of no use, and `reason` says why. That an event is refused
+    once more is no news: it says nothing of how the work goes. `replayed`: it was set aside before, and may be again
+    whatever fails."""
 
     waiting: Waiting
     reason: str
     error: str
     final: bool
     is_news: bool = True
+    replayed: bool = False
 
 
 def _deadly(batch: Sequence[Waiting], max_attempts: int) -> list[Waiting]:
@@ -147,21 +149,26 @@ def _was_last(waiting: Waiting, batch: Sequence[Waiting], max_attempts: int) -> 
 
 def _refusals(
     waiting: Sequence[Waiting],
-    refused: Mapping[str, str],
+    refused: Mapping[str, Refused],
     in_hand: Set[str],
     events: Mapping[str, Event],
     inboxes: Inboxes,
 ) -> list[_Setback]:
-    """A refusal is final only where nothing older is still to be applied, which may change what it was refused for: a
-    suspect, an entry of another scope, or one that another listener has read and not yet put into an inbox."""
-    if not waiting:
-        return []
-    oldest = inboxes.oldest_pending(but=in_hand)
+    """A refusal that may pass is final only where nothing older is still to be applied: a suspect, an entry of another
+    scope, or one that another listener has read and not yet put into an inbox."""
+    may_pass = any(refused[w.stream_id].may_pass for w in waiting)
+    oldest = inboxes.oldest_pending(but=in_hand) if may_pass else None
     setbacks = []
     for w in waiting:
-        reason, replayed = refused[w.stream_id], events[w.stream_id].streamid is not None
-        setbacks.append(_Setback(w, reason, reason, oldest is None or oldest > w.position, is_news=not replayed))
+        refusal, replayed = refused[w.stream_id], events[w.stream_id].streamid is not None
+        final = not refusal.may_pass or oldest is None or oldest > w.position
+        setbacks.append(_refusal(w, refusal.reason, final, replayed))
     return setbacks
+
+
+def _refusal(waiting: Waiting, reason: str, final: bool, replayed: bool = False) -> _Setback:
+    again = replayed or (waiting.failure is not None and waiting.failure.last_error == reason)
+    return _Setback(waiting, reason, reason, final, is_news=not again, replayed=replayed)
 
 
 def _settle(
@@ -179,7 +186,7 @@ def _settle(
     final: list[_Setback] = []
     failed: list[tuple[Waiting, str]] = []
     for setback in bad:
-        if setback.final and (closed or not setback.is_news):
+        if setback.final and (closed or setback.replayed):
             final.append(setback)
         else:
             failed.append((setback.waiting, setback.error))

@@ -13,7 +13,7 @@ def status_of(event_id: str, place: str | None, letters: DeadLetters, store: Sto
     Where it moves on meanwhile, this is how it was: each store is asked after the one that it comes from.
     """
     letter = letters.of_event(event_id)
-    with store.transaction() as tx:
+    with store.reading() as tx:
         applied_at = tx.events.processed_at(event_id)
         task = tx.tasks.get(event_id) if applied_at is not None else None
     if applied_at is None and letter is None and place is None:

@@ -23,7 +23,7 @@ def price_history(
 ) -> dict[str, Any]:
     """The newest versions of (product id, location), `limit` at most, and the lowest prices of the 30 days
     that ended when the day `before` (None: today) began in the location's time zone. Raises `NotFound`."""
-    with store.transaction() as tx:
+    with store.reading() as tx:
         (stored,) = tx.sheets.stored([name])
         place = tx.sheets.location(name[1])
         if (reason := why_unknown(name, stored)) is not None or place is None:
@@ -41,7 +41,7 @@ def price_history(
     def version(entry: HistoryEntry) -> dict[str, Any]:
         prices = ("list_price", "base_price", "everyone_price", "member_price")
         said = entry._asdict() | {field: money(getattr(entry, field)) for field in prices}
-        explained = quote(decode_sheet(said.pop("sheet")), Segment.EVERYONE, 1, "database")
+        explained = quote(*name, decode_sheet(said.pop("sheet")), Segment.EVERYONE, 1, "database")
         return said | {"adjustments": explained.adjustments, "rejected": explained.rejected}
 
     return {

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import replace
 
+from app.domain.columns import Segment
 from app.domain.sheet import PriceSheet, decode_sheet, encode_sheet
 from app.services.slots import UNKNOWN, Name, Slot, place
 
@@ -19,17 +21,43 @@ _CHANCES = 8
 
 
 class _Kept(msgspec.Struct, array_like=True, gc=False):
-    """What is kept of a slot: its times, and the sheet, or why there is none."""
+    """What is kept of a slot: the sheet without the names, or why there is none, and its times."""
 
+    sheet: PriceSheet | str
     checked_at: int
     fresh_until: int
-    sheet: PriceSheet | str
+
+    @property
+    def version(self) -> int:
+        return UNKNOWN if isinstance(self.sheet, str) else self.sheet.version
+
+
+class _OfEveryone(PriceSheet, array_like=True, frozen=True, gc=False):
+    """A sheet that is asked for one segment: a third of the work is to make what the other one pays."""
+
+    member: msgspec.Raw  # type: ignore[assignment]
+
+
+class _OfMember(PriceSheet, array_like=True, frozen=True, gc=False):
+    everyone: msgspec.Raw  # type: ignore[assignment]
+
+
+class _KeptOfEveryone(msgspec.Struct, array_like=True, gc=False):
+    """Of what is kept the beginning; the times are passed over."""
+
+    sheet: _OfEveryone | str
+
+
+class _KeptOfMember(msgspec.Struct, array_like=True, gc=False):
+    sheet: _OfMember | str
 
 
 # Half as large as JSON, and quicker to read.
 _pack_into = msgspec.msgpack.Encoder().encode_into
 _packed = bytearray()
 _unpack = msgspec.msgpack.Decoder(_Kept).decode
+# In the order of the segments, for to find one in a dict asks its name first.
+_unpack_of = (msgspec.msgpack.Decoder(_KeptOfEveryone).decode, msgspec.msgpack.Decoder(_KeptOfMember).decode)
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -40,28 +68,32 @@ class Entry(msgspec.Struct, gc=False):
     """
 
     kept: bytes
-    version: int
     refresh_at: int
     epoch: int
     hits: int = 0
 
     @property
-    def sheet(self) -> PriceSheet | str:
-        """The sheet, or the reason why there is none."""
-        return _unpack(self.kept).sheet
+    def version(self) -> int:
+        return _unpack(self.kept).version
+
+    @property
+    def fresh_until(self) -> int:
+        return _unpack(self.kept).fresh_until
 
     def newer_than(self, slot: Slot) -> bool:
         """Whether a slot of this row is known to be older. That there is no sheet has no version of its own: what was
         checked later counts."""
-        if slot.unknown:
-            return _unpack(self.kept).checked_at > slot.checked_at
-        return self.version > slot.version
-
-    @property
-    def slot(self) -> Slot:
         kept = _unpack(self.kept)
-        payload = kept.sheet.encode() if isinstance(kept.sheet, str) else encode_sheet(kept.sheet)
-        return Slot(self.version, kept.checked_at, kept.fresh_until, payload)
+        return kept.checked_at > slot.checked_at if slot.unknown else kept.version > slot.version
+
+    def slot(self, name: Name) -> Slot:
+        """As it was put for the row of this name."""
+        kept = _unpack(self.kept)
+        if isinstance(kept.sheet, str):
+            payload = kept.sheet.encode()
+        else:
+            payload = encode_sheet(replace(kept.sheet, product_id=name[0], location=name[1]))
+        return Slot(kept.version, kept.checked_at, kept.fresh_until, payload)
 
 
 class NearCache:
@@ -90,21 +122,25 @@ class NearCache:
         """Whether the feed has been heard lately."""
         return self._clock() - self._heard_at <= self._silence_ms
 
-    def at_hand(self, where: str, now: int) -> PriceSheet | None:
-        """The sheet at this `place`, if nothing has to be done about it; `now` is in ms since 1970. Only while
-        `trusted`: whoever asks for many looks once."""
+    def at_hand(self, where: str, segment: Segment, now: int) -> PriceSheet | None:
+        """The sheet at this `place`, if nothing has to be done about it, of which neither the names nor what another
+        segment pays may be looked at; `now` is in ms since 1970. Only while `trusted`: whoever asks for many looks
+        once."""
         entry = self._entries.get(where)
-        if entry is None or entry.epoch != self._epoch or now >= entry.refresh_at or entry.version == UNKNOWN:
+        if entry is None or entry.epoch != self._epoch or now >= entry.refresh_at:
+            return None
+        sheet = _unpack_of[segment](entry.kept).sheet
+        if isinstance(sheet, str):
             return None
         entry.hits += 1
-        return _unpack(entry.kept).sheet  # type: ignore[return-value]  # known, so no reason why not
+        return sheet
 
     def fresh(self, name: Name, now: int) -> Entry | None:
         """The row, where it may be served as it is; `now` is in ms since 1970."""
         entry = self._entries.get(place(name))
         if entry is None or entry.epoch != self._epoch or not self.trusted:
             return None
-        if now >= entry.refresh_at and now >= entry.slot.fresh_until:
+        if now >= entry.refresh_at and now >= entry.fresh_until:
             return None
         entry.hits += 1
         return entry
@@ -112,7 +148,7 @@ class NearCache:
     def last_known(self, name: Name) -> Slot | None:
         """The row however old it is, for when nothing newer can be had."""
         entry = self._entries.get(place(name))
-        return None if entry is None else entry.slot
+        return None if entry is None else entry.slot(name)
 
     @contextmanager
     def reading(self, names: Sequence[Name]) -> Iterator[None]:
@@ -137,15 +173,15 @@ class NearCache:
             return
         if (entry := self._entries.get(where)) is not None and entry.epoch == epoch and entry.newer_than(slot):
             return  # answers may overtake each other
-        sheet = slot.payload.decode() if slot.unknown else decode_sheet(slot.payload)
-        _pack_into(_Kept(slot.checked_at, slot.fresh_until, sheet), _packed)
+        sheet = slot.payload.decode() if slot.unknown else _nameless(slot.payload)
+        _pack_into(_Kept(sheet, slot.checked_at, slot.fresh_until), _packed)
         if where not in self._entries:
             self._take_seat(where)
         elif self._entries[where] is None:
             self._gone -= 1
         refresh_at = min(refresh_at, slot.fresh_until) // 1000 * 1000  # in whole seconds, which many share
         # A copy is just as large as it has to be; what an encoder makes has room to spare.
-        self._entries[where] = Entry(bytes(_packed), slot.version, _shared(refresh_at), epoch)
+        self._entries[where] = Entry(bytes(_packed), _shared(refresh_at), epoch)
 
     @property
     def epoch(self) -> int:
@@ -209,6 +245,11 @@ class NearCache:
         self._gone -= self._entries.pop(self._seats[self._hand]) is None
         self._seats[self._hand] = where
         self._hand = (self._hand + 1) % self._capacity
+
+
+def _nameless(payload: bytes) -> PriceSheet:
+    """The sheet without what its place says already."""
+    return replace(decode_sheet(payload), product_id="", location="")
 
 
 @lru_cache(8192)

@@ -57,7 +57,7 @@ async def quote_each(
             answers.append(NotFound(slot.payload.decode()))
         else:
             sheet = decode_sheet(slot.payload)
-            made = quote(sheet, request.segment, request.quantity, source)
+            made = quote(request.product_id, request.location, sheet, request.segment, request.quantity, source)
             answers.append(Answer(made, max(0, now - slot.checked_at), at_hand))
     return answers
 
@@ -66,7 +66,7 @@ def load_slots(store: Store, names: Sequence[Name], clock: Clock, make_slot: Mak
     """The stored sheets; one that is not there yet, or whose time is over, is computed but not stored: that
     is the workers' part, and until then every reader computes the same: whether a time is over says the database's
     clock, because what is loaded here is cached for every host."""
-    with store.transaction() as tx:
+    with store.reading() as tx:
         now = clock()
         found: dict[Name, Slot] = {}
         over: list[tuple[Name, StoredSheet]] = []

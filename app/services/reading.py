@@ -105,7 +105,7 @@ class SheetReader:
             if entry is None:
                 ask.append(name)
                 continue
-            slot = entry.slot
+            slot = entry.slot(name)
             found[name] = Found(slot, "cache", at_hand=True)
             if now >= entry.refresh_at:
                 entry.refresh_at = slot.fresh_until

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.domain.columns import RowKey, Table
+from app.domain.columns import Table
 from app.domain.sheet import EncodedSheet
 from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
 from app.errors import PricingError, Unavailable
@@ -164,7 +164,7 @@ class _PartTurn:
                     if self._held.stopping() or self._service.clock() - started >= self._service.turn_ms:
                         tx.parts.rest(self._task_id, self._part)
                         return [(self._task_id, self._part)]
-                keys, new = self._reprice(tx, turn, turn.after if cached is None else cached.last)
+                keys, new = self._reprice(tx, turn, cached)
                 if not len(keys):
                     return self._end(tx, TaskState.SUCCEEDED)
                 repeated = tx.prices.current(keys) if turn.repeat and cached is None else new
@@ -173,11 +173,13 @@ class _PartTurn:
             cached = Batch(len(keys), len(new), keys[-1].item(), ended=len(keys) < self._service.batch_rows)
             self._service.on_batch(cached.done, cached.changed)
 
-    def _reprice(self, tx: Transaction, turn: Assignment, after: RowKey) -> tuple[Table, list[EncodedSheet]]:
-        """The keys of the next batch, and its new sheets."""
+    def _reprice(self, tx: Transaction, turn: Assignment, before: Batch | None) -> tuple[Table, list[EncodedSheet]]:
+        """The keys of the next batch, and its new sheets; `before` is this turn's last one."""
         limit = self._service.batch_rows
+        after = turn.after if before is None else before.last
         if turn.signal is None:
-            return reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause)
+            most_change = turn.most_change if before is None else before.changed * 2 > before.done
+            return reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause, most_change=most_change)
         keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
         if len(keys):
             tx.prices.lock(keys)

@@ -26,29 +26,42 @@ def reprice(tx: Transaction, keys: Table, cause: str | Causes) -> list[EncodedSh
     """
     if not len(keys):
         return []
-    stored, as_of = tx.prices.hold(keys)
-    return _store_changed(tx, stored, as_of, cause)
+    with tx.together():
+        held, rules = tx.prices.ask_held(keys), tx.rules.ask_rules(keys)
+    stored, as_of = held()
+    return _store_changed(tx, stored, rules(), as_of, cause)
 
 
 def reprice_between(
-    tx: Transaction, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], cause: str
+    tx: Transaction,
+    after: RowKey,
+    until: RowKey,
+    limit: int,
+    scopes: Sequence[RowScope],
+    cause: str,
+    *,
+    most_change: bool = False,
 ) -> tuple[Table, list[EncodedSheet]]:
     """Reprice the first `limit` rows of any scope with after < key <= until; their keys, and the new sheets.
 
-    They are looked at before any is held. Where most of them turn out to change, all are held and read again as
-    the one range that they are, which costs less than going from row to row.
+    They are looked at before any is held. Where most of them turn out to change, or are expected to by `most_change`,
+    all are held and read as the one range that they are, which costs less than going from row to row.
     """
-    stored = tx.prices.inputs_between(after, until, limit, scopes)
-    stale = out_of_date(tx, stored, tx.now_ms())
-    if len(stale) * 2 <= len(stored.inputs):
-        return row_keys(stored.inputs), reprice(tx, stale, cause)
+    if not most_change:
+        stored = tx.prices.inputs_between(after, until, limit, scopes)
+        stale = out_of_date(tx, stored, tx.now_ms())
+        if len(stale) * 2 <= len(stored.inputs):
+            return row_keys(stored.inputs), reprice(tx, stale, cause)
     stored = tx.prices.inputs_between(after, until, limit, scopes, hold=True)
-    return row_keys(stored.inputs), _store_changed(tx, stored, tx.now_ms(), cause)
-
-
-def _store_changed(tx: Transaction, stored: StoredInputs, as_of: int, cause: str | Causes) -> list[EncodedSheet]:
-    """Compute rows that are held, and store what differs."""
+    as_of = tx.now_ms()
     rules = tx.rules.rules(stored.inputs, as_of)
+    return row_keys(stored.inputs), _store_changed(tx, stored, rules, as_of, cause)
+
+
+def _store_changed(
+    tx: Transaction, stored: StoredInputs, rules: Rules, as_of: int, cause: str | Causes
+) -> list[EncodedSheet]:
+    """Compute rows that are held, and store what differs."""
     sheets = compute_sheets(stored.inputs, rules, as_of)
     fresh = digests(sheets, rules)
     changed = _changed(stored, fresh)
@@ -115,6 +128,7 @@ def labels_for(tx: Transaction, sheets: Sheets, rules: Rules, chosen: Column) ->
     mentioned = promoted.rule[np.isin(promoted.row, chosen)]
     return tx.prices.labels(
         products=sheets.inputs["product_key"][chosen],
+        locations=sheets.inputs["location_key"][chosen],
         policies=rules.policies["policy_key"][sheets.policy[chosen][sheets.policy[chosen] >= 0]],
         promotions=rules.promotions["promotion_key"][mentioned],
     )

@@ -33,14 +33,17 @@ def simulate(
     and `InvalidInput`.
     """
     name = request.product_id, request.location
-    with store.transaction() as tx:
+    with store.reading() as tx:
         (stored,) = tx.sheets.stored([name])
         if (reason := why_unknown(name, stored)) is not None:
             raise NotFound(reason)
         rows = tx.prices.inputs(np.array([(stored.product_key, stored.location_key)], ROW_KEYS))
         rules = tx.rules.rules(rows.inputs, as_of)
         labels = tx.prices.labels(
-            rows.inputs["product_key"], rules.policies["policy_key"], rules.promotions["promotion_key"]
+            products=rows.inputs["product_key"],
+            locations=rows.inputs["location_key"],
+            policies=rules.policies["policy_key"],
+            promotions=rules.promotions["promotion_key"],
         )
         decimals = labels.locations[int(rows.inputs["location_key"][0])][1].decimals
         for field, amount in amounts.items():
@@ -52,4 +55,4 @@ def simulate(
         rules, labels = tx.supposed.with_promotions(rules, labels, promotions)
     sheets = compute_sheets(rows.inputs, rules, as_of)
     (encoded,) = encode_rows(sheets, rules, labels, rows.versions, as_of, np.arange(1))
-    return quote(decode_sheet(encoded.payload), request.segment, request.quantity, "simulation")
+    return quote(*name, decode_sheet(encoded.payload), request.segment, request.quantity, "simulation")

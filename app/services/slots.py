@@ -18,7 +18,7 @@ UNKNOWN = -1
 
 
 class Slot(msgspec.Struct, frozen=True, gc=False):
-    """`payload` is a `PriceSheet` as JSON, or, at version `UNKNOWN`, the reason why there is none.
+    """`payload` is the `PriceSheet` of this version as JSON, or, at version `UNKNOWN`, the reason why there is none.
 
     `checked_at` (ms) is when the database last said so. From `fresh_until` (ms) on the slot may be served only
     where nothing newer can be had.
