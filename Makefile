@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-in
   --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 ARGS ?=
 
-.PHONY: run year test check lint types unit integration e2e survival chaos bench load jaeger lock clean help
+.PHONY: run year test check lint types unit integration e2e survival chaos bench load jaeger victoriametrics lock clean help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -51,6 +51,9 @@ load: .venv/.dev ## two minutes of load on what `make run` runs: make load ARGS=
 jaeger: ## get Jaeger and start it: `make run` in another terminal sends its traces there
 	@sh deploy/jaeger/run.sh
 
+victoriametrics: ## get VictoriaMetrics and start it: `make run` in another terminal sends records of requests there
+	@sh deploy/victoriametrics/run.sh
+
 lock: .venv/.tools ## pin every dependency anew, with hashes
 	$(LOCK) --all-extras --group dev --group tools --output-file requirements/dev.txt
 	$(LOCK) --constraint requirements/dev.txt --output-file requirements/run.txt
@@ -61,7 +64,7 @@ clean: ## forget the environment and caches (not the data in .pricing)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 help:
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # Stamps: a lock that has not changed is not installed again. Hashes are checked either way;
 # pip is the fallback because uv does not read pip's own configuration (a company's mirror).
@@ -72,7 +75,7 @@ help:
 	@touch $@
 
 .venv/.run .venv/.dev .venv/.year: .venv/.%: requirements/%.txt .venv/.tools pyproject.toml
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r $< || \
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r $< || \
 	  $(BIN)/pip install --require-hashes --disable-pip-version-check -r $<
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -22,6 +22,8 @@ class Panel(NamedTuple):
     stat: bool = False
     limits: tuple[float, ...] = ()
     """From the first on the figure is amber, from the second on red; with one, red."""
+    source: str = "prometheus"
+    """Whom to ask: what has no place in Prometheus, such as a line for each key, is asked of `victoriametrics`."""
 
 
 Dashboard = dict[str, list[Panel]]
@@ -49,6 +51,12 @@ def share(part: str, metric: str) -> str:
         f"sum(rate({metric}{{{part}}}[$__rate_interval])) / sum(rate({metric}[$__rate_interval])) "
         f"or 0 * sum(rate({metric}[$__rate_interval]))"
     )
+
+
+def top_keys(where: str = "") -> str:
+    """Requests a second, of VictoriaMetrics, which has a point for each."""
+    points = f"count_over_time(pricing_request_sent_bytes{where}[$__rate_interval])"
+    return f"topk(10, sum by (key_id) ({points}) / ($__rate_interval_ms / 1000))"
 
 
 OVERVIEW: Dashboard = {
@@ -90,6 +98,18 @@ OVERVIEW: Dashboard = {
         Panel("Requests by route", "reqps", {"{{method}} {{route}}": rate(f"{DURATION}_count", "method, route")},
               "All statuses."),
         Panel("Latency of prices", "s", quantiles(DURATION, READS), "From arrival to the last byte, in the API."),
+    ],
+    "Callers": [
+        Panel("Refused", "reqps", {
+            "{{reason}}": rate("pricing_requests_refused_total", "reason"),
+        }, "unauthenticated: no key where one is needed, or one that is no good; forbidden: a scope is missing; "
+           "rate_limited: the key's limit is reached."),
+        Panel("API keys, limits without Redis", "none", {
+            "keys": "max(pricing_api_keys_known)", "local draws per s": rate("pricing_rate_limits_local_total"),
+        }, "Keys that an API process knows, ended ones among them; limits that each process keeps alone, for Redis is "
+           "away."),
+        Panel("Age of what is known of keys", "s", {"age": "max(pricing_api_keys_age_seconds)"},
+              "Of the API process that is worst off. Above 2 s a revocation may not be known yet."),
     ],
     "Processes": [
         Panel("Living processes", "none", {"{{kind}}": "sum by (kind) (pricing_processes)"},
@@ -234,11 +254,70 @@ STORES: Dashboard = {
     ],
 }  # fmt: skip
 
+TELEMETRY: Dashboard = {
+    "From the API into the stream": [
+        Panel("Records", "cps", {
+            "requests answered": rate("pricing_telemetry_noted_total"),
+            "into the stream": rate("pricing_telemetry_published_total", where='came_from="memory"'),
+            "onto the disk": rate("pricing_telemetry_spilled_total"),
+            "from the disk into the stream": rate("pricing_telemetry_published_total", where='came_from="spill"'),
+            "taken over from processes that ended": rate("pricing_telemetry_adopted_total"),
+        }, "Every request that is answered leaves a record. While the stream is away or full they go to disk.", 12),
+        Panel("Lost", "cps", {"{{reason}}": rate("pricing_telemetry_dropped_total", "reason")},
+              "They show as gaps: no room in memory or on disk, damaged there, or a defect.", 6),
+        Panel("Unaccounted", "none", {"records": "sum(pricing_telemetry_unaccounted)"},
+              "Neither published, spilled, dropped nor waiting: always 0.", 6, stat=True, limits=(1,)),
+        Panel("Waiting", "none", {"{{where}}": "sum by (where) (pricing_telemetry_waiting)"},
+              "In memory for 50 ms at most; on disk until the stream takes them.", 12),
+        Panel("On disk", "bytes", {
+            "spilled": "max(pricing_telemetry_spill_bytes)", "limit": "max(pricing_telemetry_spill_limit_bytes)",
+        }, "Beyond the limit the newest records are dropped.", 12),
+    ],
+    "From the stream into the sinks": [
+        Panel("Records delivered", "cps", {
+            "{{sink}}": "max by (sink) (deriv(pricing_telemetry_delivered_records[$__rate_interval]))"
+        }, "Per second; a sink has taken and acknowledged them."),
+        Panel("Oldest unwritten batch", "s", {
+            "{{sink}}": "max by (sink) (pricing_oldest_unwritten_record_age_seconds)",
+        }, "Bills (postgresql) and graphs (victoriametrics) lag behind by this much."),
+        Panel("Batches that wait or are set aside", "none", {
+            "{{entry}} for {{sink}}": 'max by (sink, entry) (pricing_telemetry_ledger{entry=~"pending|dead"})',
+        }, "pending: to be read, or to be acknowledged; dead: a sink could not take them (`pricing telemetry dlq`)."),
+        Panel("One write, p99", "s", {"{{sink}}": quantile(0.99, "pricing_telemetry_write_seconds", "sink")},
+              "Of up to 32 batches."),
+        Panel("Rows in PostgreSQL", "cps", {
+            "written": rate("pricing_records_written_total"), "repeated": rate("pricing_records_repeated_total"),
+            "placed where they arrived": rate("pricing_records_misdated_total"),
+        }, "Repeated: they came again, after a crash between a write and its acknowledgement; nothing changed. Placed "
+           "where they arrived: the clock of a process is wrong."),
+        Panel("Batches trimmed", "cps", {"batches": rate("pricing_telemetry_trimmed_total")},
+              "Out of the stream, since every sink had acknowledged them."),
+        Panel("Requests without a record", "none", {"missing": "max(pricing_requests_without_record)"},
+              "Answered in the last day and 10 minutes ago at least; `pricing telemetry gaps` tells which.", 12, True,
+              limits=(1,)),
+        Panel("Unaccounted batches", "none", {
+            "{{sink}}": 'max by (sink) (pricing_telemetry_ledger{entry="accepted"}) '
+            '- sum by (sink) (max by (sink, entry) (pricing_telemetry_ledger{entry!="accepted"}))'
+        }, "In the stream, and neither waiting nor delivered nor set aside: always 0.", 12, True, limits=(1,)),
+    ],
+    "Who asks, by VictoriaMetrics": [
+        Panel("Requests by key, the ten busiest", "reqps", {"{{key_id}}": top_keys()},
+              "No key: a reader without one.", source="victoriametrics"),
+        Panel("Answered with 429, by key", "reqps", {"{{key_id}}": top_keys('{status="429"}')},
+              "They reach their limit; `pricing keys list` tells what it is.", source="victoriametrics"),
+        Panel("Latency by user, the ten slowest, p99", "s", {
+            "{{user_id}}": "topk(10, max by (user_id) (quantile_over_time(0.99, "
+            "pricing_request_latency_seconds[$__rate_interval])))",
+        }, "As the client says who it is (X-User-ID).", source="victoriametrics"),
+    ],
+}  # fmt: skip
+
 DASHBOARDS = {
     "overview": ("Pricing: overview", OVERVIEW),
     "reading": ("Pricing: reading prices", READING),
     "events": ("Pricing: events and jobs", EVENTS),
     "stores": ("Pricing: stores", STORES),
+    "telemetry": ("Pricing: request telemetry", TELEMETRY),
 }
 
 
@@ -285,7 +364,7 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.meaning,
         "gridPos": place,
-        "datasource": {"type": "prometheus", "uid": "prometheus"},
+        "datasource": {"type": "prometheus", "uid": panel.source},
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": options,
         "targets": [
