@@ -1,16 +1,15 @@
 """Load on the system that runs, for two minutes, beside the run before: python -m loadtests [--scenario NAME] …"""
 
 import argparse
-import http.client
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from app.local.addresses import is_ready
 from loadtests.chart import draw
 from loadtests.scenarios import SCENARIOS
 from loadtests.shapes import SHAPES
@@ -32,7 +31,7 @@ make load ARGS="--scenario storm --events 1000"; loadtests/README.md tells more.
 def main() -> int:
     """Locust's exit code: 1 where a limit was breached."""
     options, others = arguments()
-    if not answers(options.host):
+    if not is_ready(options.host):
         sys.exit(
             f"Nothing is ready at {options.host}: start the system with `make run` in another terminal, then again."
         )
@@ -64,19 +63,6 @@ def run(
     load = ["--scenario", options.scenario, "--host", options.host, "--run-time", f"{options.seconds}s"]
     done = subprocess.run([*locust, *files, *load, *others], cwd=ROOT, timeout=options.seconds + START_AND_STOP_S)
     return done.returncode, json.loads(written.read_text()) if written.exists() else None
-
-
-def answers(host: str) -> bool:
-    """Whether the system there is ready."""
-    url = urlsplit(host)
-    connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -17,6 +17,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
+from app.local.running import key_headers
+from app.settings import Settings
 from loadtests import limits, users
 from loadtests.checks import Freshness
 from loadtests.limits import BadLimits, breaches, limits_of
@@ -33,7 +35,7 @@ HOST, USERS, RUN_TIME_S = "http://127.0.0.1:8000", 40, 110
 PROCESSES = 16
 """Locust processes, on all machines, whose markets never change each other's prices."""
 WATCHED = 10
-"""Every so manieth row is changed by markets alone."""
+"""One row in so many is changed by markets alone."""
 COLD_WITHIN_S = 5.0
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # Locust shows what others log, too
@@ -133,8 +135,13 @@ def shared(draw: Draw, environment: Environment) -> World:
     ours = environment.runner.worker_index if isinstance(environment.runner, WorkerRunner) else 0
     watched = draw.rows[::WATCHED]
     stormy = [row for place, row in enumerate(draw.rows) if place % WATCHED]
+    assert environment.host is not None
     return World(
-        draw, deque(watched[1 + ours % PROCESSES :: PROCESSES]), stormy, Freshness(environment.limits.staleness_s)
+        draw,
+        deque(watched[1 + ours % PROCESSES :: PROCESSES]),
+        stormy,
+        Freshness(environment.limits.staleness_s),
+        key_headers(Settings(), environment.host),
     )
 
 

@@ -20,6 +20,7 @@ from loadtests.checks import Answer, Freshness, Outdated
 from loadtests.popularity import Draw, Row
 from loadtests.record import READS, STALENESS
 
+PUBLISH = "/api/v1/publish-market-event"
 WATCH_PAUSE_S = 0.002
 """Between two looks at a price that is to change: finer than what is measured, and no load of its own."""
 SALE_S, SALE_PERCENT = 4.0, 60
@@ -35,6 +36,8 @@ class World:
     watched: deque[Row]
     stormy: list[Row]
     freshness: Freshness
+    key: dict[str, str]
+    """The header that shows an API key, for whoever changes something."""
 
 
 class Shopper(FastHttpUser):
@@ -68,7 +71,7 @@ class Shopper(FastHttpUser):
     def publish(self, event: dict[str, Any]) -> bool:
         """Whether the event was accepted."""
         event = {"id": f"load-{uuid4().hex}", "source": "/loadtests", **event}
-        with self.client.post("/api/v1/publish-market-event", json=event, catch_response=True) as response:
+        with self.client.post(PUBLISH, json=event, headers=self.world.key, catch_response=True) as response:
             if response.status_code == 202 and response.json()["event_id"] == event["id"]:
                 return True
             response.failure(f"status {response.status_code}: {(response.text or '')[:200]}")
@@ -202,7 +205,7 @@ class Storm(Shopper):
     def publish_many(self) -> None:
         count = max(1, round(self.environment.parsed_options.events * 0.5))
         events = [self.event(row) for row in random.choices(self.world.stormy, k=count)]
-        with self.client.post("/api/v1/events", json=events, catch_response=True) as response:
+        with self.client.post("/api/v1/events", json=events, headers=self.world.key, catch_response=True) as response:
             if response.status_code != 202 or response.json()["accepted"] != count:
                 response.failure(f"status {response.status_code}: {(response.text or '')[:200]}")
 
@@ -220,7 +223,7 @@ class Recalculation(Shopper):
     @task
     def recalculate(self) -> None:
         began = time.perf_counter()
-        with self.client.post("/api/v1/recalculate", catch_response=True) as response:
+        with self.client.post("/api/v1/recalculate", headers=self.world.key, catch_response=True) as response:
             if response.status_code != 202:
                 response.failure(f"status {response.status_code}: {(response.text or '')[:200]}")
                 return

@@ -12,7 +12,7 @@ import redis
 
 from loadtests.bench.measures import Bench
 from loadtests.bench.results import Result, result
-from loadtests.bench.servers import Server
+from loadtests.bench.servers import Product
 from loadtests.popularity import Row
 
 RATE_PER_S = 1_000
@@ -45,7 +45,7 @@ def judged(name: str, seen_ms: Sequence[float], p50_ms: float | None, p99_ms: fl
         yield result(f"{name}, p{percent}", "ms", [value], target=target, holds=holds)
 
 
-def probes(server: Server, rows: Sequence[Row], count: int, every_s: float) -> list[float]:
+def probes(server: Product, rows: Sequence[Row], count: int, every_s: float) -> list[float]:
     """Change one list price after the other, and ask until it is there; ms each took, from before the publish."""
     client = Client(server)
     seen: list[float] = []
@@ -65,7 +65,7 @@ def probes(server: Server, rows: Sequence[Row], count: int, every_s: float) -> l
     return seen
 
 
-def publish(server: Server, rows: Sequence[Row], seconds: float) -> None:
+def publish(server: Product, rows: Sequence[Row], seconds: float) -> None:
     """`RATE_PER_S` events, in bulks, at the pace of the clock."""
     client = Client(server)
     began = time.perf_counter()
@@ -93,11 +93,12 @@ def drained_s(bench: Bench) -> float:
 class Client:
     """One connection that is kept."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Product) -> None:
+        self._headers = {"content-type": "application/json", **server.key}
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
 
     def post(self, path: str, body: Any) -> Any:
-        self._connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        self._connection.request("POST", path, json.dumps(body), self._headers)
         response = self._connection.getresponse()
         content = response.read()
         if response.status >= 300:

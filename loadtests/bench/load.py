@@ -5,8 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from loadtests.bench.servers import ROOT, Server
@@ -63,11 +64,11 @@ def finished(pacer: subprocess.Popen[str], seconds: float) -> dict[str, float]:
     return seen
 
 
-def post(port: int, path: str, body: bytes) -> bytes:
+def post(port: int, path: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """The answer to one request, which must be a success."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("POST", path, body, {"content-type": "application/json"})
+        connection.request("POST", path, body, {"content-type": "application/json", **headers})
         response = connection.getresponse()
         content = response.read()
         if response.status >= 300:

@@ -21,6 +21,7 @@ from loadtests.bench.peers import KEY
 from loadtests.bench.results import Result, figure, result
 from loadtests.bench.rungs import RUNGS
 from loadtests.bench.servers import Product, Server, serve, sink
+from loadtests.bench.telemetry import telemetry
 from loadtests.checks import decode, wrong
 from loadtests.popularity import Row
 
@@ -238,7 +239,7 @@ def _during_recalculation(bench: Bench, rate: float, seconds: float) -> dict[str
 
 
 def recalculated(product: Product, enough: Callable[[], bool]) -> None:
-    task = json.loads(load.post(product.port, "/api/v1/recalculate", b""))["task_id"]
+    task = json.loads(load.post(product.port, "/api/v1/recalculate", b"", product.key))["task_id"]
     deadline = time.monotonic() + 180
     while not enough():
         state = json.loads(load.get(product.port, f"/api/v1/tasks/{task}"))["state"]
@@ -338,4 +339,7 @@ def decoders(bench: Bench) -> Iterator[Result]:
         yield result(f"decode with {name}", "µs/request", seen[name], seen["pydantic"], "pydantic")
 
 
-READS = {f.__name__: f for f in (quotes, catalogue, ladder, tracing, batch, workers, decoders, latency, misses, memory)}
+READS = {
+    f.__name__: f
+    for f in (quotes, catalogue, ladder, tracing, telemetry, batch, workers, decoders, latency, misses, memory)
+}

@@ -2,9 +2,15 @@
 
 import os
 
+from app.observability import sources
 from gunicorn_config import PricingWorker, control_socket_disable, graceful_timeout, keepalive, timeout, worker_tmp_dir
 
 __all__ = ["PlainWorker", "control_socket_disable", "graceful_timeout", "keepalive", "timeout", "worker_tmp_dir"]
+
+
+def post_fork(server, worker):
+    """Rungs of the service number their requests, each process its own."""
+    sources.take_place(worker.age)
 
 
 class PlainWorker(PricingWorker):

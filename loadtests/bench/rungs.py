@@ -27,7 +27,10 @@ RUNGS = {
 
 PATH = "/api/v1/price"
 
-AtOnce = Callable[[bytes, list[tuple[bytes, bytes]], bytes], bytes | None]
+Client = tuple[str, int] | None
+Answer = tuple[bytes, bytes]
+"""Headers to the empty line, and body."""
+AtOnce = Callable[[bytes, list[tuple[bytes, bytes]], bytes, Client], Answer | None]
 
 
 class Rung:
@@ -48,14 +51,14 @@ def asgi() -> ASGIApp:
 
 
 def nothing() -> ASGIApp:
-    constant = _rest(peers.constant())
-    return Rung(lambda service, settings: lambda path, headers, body: constant)
+    constant = _answer(peers.constant())
+    return Rung(lambda service, settings: lambda path, headers, body, client: constant)
 
 
 def decode() -> ASGIApp:
-    constant = _rest(peers.constant())
+    constant = _answer(peers.constant())
 
-    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: Client) -> Answer:
         quick.decode_request(body)
         return constant
 
@@ -70,10 +73,10 @@ def trace() -> ASGIApp:
     def make(service: RequestMiddleware, settings: Settings) -> AtOnce:
         answering = _answering(service.quick_way)
 
-        def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
-            found = answering(path, headers, body)
-            trace = begin_request_trace(headers, settings.trace_sample_ratio)
-            return found and b"traceparent: %b\r\n%b" % (trace.traceparent, found)
+        def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: Client) -> Answer | None:
+            found = answering(path, headers, body, client)
+            trace = begin_request_trace(dict(headers).get(b"traceparent"), settings.trace_sample_ratio)
+            return found and (b"traceparent: %b\r\n%b" % (trace.traceparent, found[0]), found[1])
 
         return at_once
 
@@ -91,12 +94,12 @@ def whole() -> ASGIApp:
 
 
 def _answering(quick_way: quick.QuickWay) -> AtOnce:
-    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+    def at_once(path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: Client) -> Answer | None:
         found = quick_way.answer(PATH, body) if quick.JSON in headers else None
-        return found and _rest(found.body)
+        return found and _answer(found.body)
 
     return at_once
 
 
-def _rest(body: bytes) -> bytes:
-    return b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+def _answer(body: bytes) -> Answer:
+    return b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body), body

@@ -65,8 +65,14 @@ class Product(Server):
 
     @property
     def stores(self) -> dict[str, str]:
-        """Addresses of the embedded stores, as settings."""
-        return {f"PRICING_{name.upper()}": url for name, url in self._running()["stores"].items()}
+        """Addresses of the embedded stores, and what keys are hashed with, as settings."""
+        urls = {f"PRICING_{name.upper()}": url for name, url in self._running()["stores"].items()}
+        return urls | {"PRICING_KEY_SECRET_FILE": str(self._data.resolve() / "key-secret")}
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The header that shows the API key of the first start."""
+        return {"X-API-Key": (self._data / "admin-key").read_text().strip()}
 
     def wait(self) -> "Product":
         _until(lambda: "Ready in" in self._output.read_text(), self.process, self._output)
