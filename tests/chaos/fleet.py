@@ -7,9 +7,7 @@ through proxies. What the services are is read from what `pricing up` says that 
 import shutil
 import struct
 import subprocess
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -147,12 +145,3 @@ def succeeds(act: Callable[[], object]) -> bool:
     except (psycopg.Error, redis.RedisError, OSError):
         return False
     return True
-
-
-def is_ready(url: str) -> bool:
-    """Whether an API says that its stores answer."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=1) as response:
-            return bool(response.status == 200)
-    except (OSError, HTTPException):
-        return False

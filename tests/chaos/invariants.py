@@ -276,7 +276,7 @@ def nobody_reads_what_was_replaced(ledger: Ledger, outcome: Outcome) -> Iterator
     due = _acknowledged(ledger, outcome)
     for read in ledger.reads:
         since = read.asked_at - BOUND_S - SLACK_S
-        newest = max((version for at, version in due[read.row] if at < since), default=0)
+        newest = max((version for at, version in due.get(read.row, ()) if at < since), default=0)
         if read.version < newest and read.source != "stale" and _knows_the_time(ledger, read):
             text = f"{read}, and version {newest} was acknowledged more than {BOUND_S:g} s before"
             yield Violation("nobody reads what was replaced", text, row=read.row, at=read.asked_at)

@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -26,8 +26,9 @@ class Client:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self._address = url.removeprefix("http://")
+        self._headers = {"content-type": "application/json", **(headers or {})}
         self.connection = self._connect()
 
     def post(self, path: str, body: object) -> tuple[int, bytes]:
@@ -42,7 +43,7 @@ class Client:
         raise AssertionError("a second try is never a third")
 
     def _post(self, path: str, body: object) -> tuple[int, bytes]:
-        self.connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        self.connection.request("POST", path, json.dumps(body), self._headers)
         response = self.connection.getresponse()
         return response.status, response.read()
 
@@ -73,7 +74,7 @@ class Load:
 
     def first_prices(self) -> None:
         """Give every row a price; returns when each event is accepted."""
-        with closing(Client(self._fleet.urls["api"])) as client:
+        with self._client("api") as client:
             for event in self._market.first_prices():
                 self._to_api(client, "api", self._ledger.send(event, "api"), threading.Event())
 
@@ -90,12 +91,15 @@ class Load:
             assert not thread.is_alive(), "a publisher got no answer"
 
     def _publish(self, who: str, dice: random.Random) -> None:
-        with closing(Client(self._fleet.urls[who])) as client, closing(connect_redis(self._fleet.redis_url)) as direct:
+        with self._client(who) as client, closing(connect_redis(self._fleet.redis_url)) as direct:
             while not self._stopping.is_set():
                 due = time.monotonic() + self._pause_s
                 if self._waiting() <= self._most_waiting:
                     self._publish_one(client, direct, who, dice)
                 self._stopping.wait(max(due - time.monotonic(), 0))
+
+    def _client(self, who: str) -> closing[Client]:
+        return closing(Client(self._fleet.urls[who], self._fleet.system.with_key))
 
     def _publish_one(self, client: Client, direct: redis.Redis, who: str, dice: random.Random) -> None:
         with self._lock:

@@ -6,10 +6,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.local.addresses import is_ready
 from tests.chaos import faults
 from tests.chaos.backlog import Backlog, backlog, unfinished
 from tests.chaos.figures import figures
-from tests.chaos.fleet import Fleet, is_ready
+from tests.chaos.fleet import Fleet
 from tests.chaos.invariants import Outcome, all_violations
 from tests.chaos.ledger import Ledger, Violation
 from tests.chaos.load import Load, Witness
@@ -62,7 +63,7 @@ def fleet_with_shop(products: int) -> Iterator[tuple[Fleet, list[Product]]]:
         fleet.some_product = made[0].product_id
         try:
             fleet.add_second_host()
-            eventually(lambda: all(is_ready(url) for url in fleet.urls.values()), BACK_S)
+            eventually(lambda: all(is_ready(url, timeout_s=1) for url in fleet.urls.values()), BACK_S)
             yield fleet, made
         finally:
             fleet.stop()

@@ -9,7 +9,8 @@ import psutil
 import psycopg
 import redis
 
-from tests.chaos.fleet import SECOND, Fleet, is_ready
+from app.local.addresses import is_ready
+from tests.chaos.fleet import SECOND, Fleet
 from tests.chaos.ledger import Ledger, Violation, Window
 from tests.chaos.plan import KINDS, Strike
 
@@ -90,4 +91,4 @@ class Strikes:
             return self._fleet.redis_answers()
         if what not in ("network" + SECOND, *self._fleet.urls):
             return True
-        return is_ready(self._fleet.urls[what.replace("network", "api")])
+        return is_ready(self._fleet.urls[what.replace("network", "api")], timeout_s=1)

@@ -30,7 +30,7 @@ def quotes(shop: Shop, products: Sequence[str]) -> list[str]:
 
 
 def test_what_was_backed_up_is_quoted_the_same_by_a_system_that_has_lost_everything(tmp_path: Path) -> None:
-    dump = tmp_path / "pricing.dump"
+    dump, secret = tmp_path / "pricing.dump", tmp_path / "key-secret"
     with system_of_its_own("backup", "--catalog", "none") as system:
         shop = Shop(system)
         products = [shop.product() for _ in range(3)]
@@ -41,14 +41,18 @@ def test_what_was_backed_up_is_quoted_the_same_by_a_system_that_has_lost_everyth
         assert shop.costs("3.00", products[1])
         expected, history = quotes(shop, products), shop.history(products[1])
         run("pg_dump", f"--file={dump}", system.database_url)
+        secret.write_bytes((system.data / "key-secret").read_bytes())
+        key = system.with_key
         shop.happen("list_price.changed", products[2], "NY", data={"amount": 99})  # after the backup: it is lost
         shop.close()
-    with system_of_its_own("restored", "--catalog", "none") as system:
+    with system_of_its_own("restored", "--catalog", "none", env={"PRICING_KEY_SECRET_FILE": str(secret)}) as system:
         shop = Shop(system)
         assert shop.ask(products[0]).status_code == 404  # and remembered as unknown
         run("pg_restore", f"--dbname={system.database_url}", dump)
         env = environment({"PRICING_DATA": str(system.data)})
         subprocess.run([PRICING, "cache", "clear"], env=env, check=True, capture_output=True)
+        shop.http.headers.update(key)  # the key of this system's own start went with what it had
+        eventually(lambda: shop.http.get("/api/v1/keys").is_success)
         eventually(lambda: shop.ask(products[0]).status_code == 200)
         assert quotes(shop, products) == expected
         assert shop.history(products[1]) == history

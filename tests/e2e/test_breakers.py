@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tests.support.shop import Shop
+from tests.support.shop import Shop, shop_of_its_own
 from tests.support.system import PRICING, environment
 from tests.support.waiting import eventually
 
@@ -40,3 +40,18 @@ def test_a_breaker_that_is_not_there_is_named_with_those_that_are(shop: Shop) ->
     answer = pricing_breakers(shop, "--reset", "nothing")
     assert answer.returncode == 1
     assert "the names are postgresql, cache, apply_events" in answer.stderr
+
+
+def test_many_events_that_are_refused_hold_up_what_can_be_applied_only_for_a_while() -> None:
+    """So many that the breaker of the work opens, as it should where it is the catalogue that is missing."""
+    with shop_of_its_own("refusals") as shop:
+        product = shop.product()
+        refused = [{"type": "cost.changed", "subject": "nobody's", "location": "NY", "data": {"amount": 1}}] * 60
+        assert shop.http.post("/api/v1/events", json=refused).status_code == 202
+        eventually(lambda: state_of(shop, "apply_events") == "open")
+        assert "nobody's" in pricing_breakers(shop).stdout
+        shop.publish("list_price.changed", product, "NY", data={"amount": 8})
+        shop.settle(60)
+        assert shop.costs("8.00", product)
+        assert len(shop.dead_letters()) == len(refused)
+        assert state_of(shop, "apply_events") == "closed"

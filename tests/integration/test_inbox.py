@@ -124,6 +124,20 @@ def test_entries_of_one_millisecond_are_in_order(inboxes: Inboxes, valkey: redis
     assert ids(inboxes.take(hold(), 10)) == added
 
 
+def test_a_holder_of_the_release_before_died_like_any_other(
+    inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis
+) -> None:
+    """It wrote down what it had in hand without its token."""
+    in_hand, other = arrive(2)
+    valkey.set("trying:a", in_hand)
+    holder = hold()
+    assert ids(inboxes.take(holder, 10)) == [other]
+    inboxes.settle(holder, applied([other]), [])
+    assert fall_due(valkey) == 1
+    (suspect,) = inboxes.take(holder, 10)
+    assert (suspect.stream_id, suspect.failure and suspect.failure.last_error) == (in_hand, DIED)
+
+
 def test_putting_in_again_changes_nothing(inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis) -> None:
     suspect, done, fresh = arrive(3)
     holder = hold()
@@ -263,12 +277,22 @@ def test_waits_have_full_jitter_and_double_up_to_a_minute(
     for attempts, bound_ms in ((0, 500), (1, 1000), (3, 4000), (6, 32_000), (7, 60_000), (10_000, 60_000)):
         failure = ONCE._replace(attempts=attempts) if attempts else None
         before = valkey.time()[0] * 1000
-        inboxes.fail(holder, [(waiting._replace(failure=failure), "boom") for waiting in batch])
+        for waiting in batch:
+            inboxes.fail(holder, [(waiting._replace(failure=failure), "boom")])
         after = valkey.time()[0] * 1000 + 1000
         times = [time for _, time in valkey.zrange("suspects:a", 0, -1, withscores=True)]
         assert len(times) == len(arrived)
         assert before <= min(times) <= max(times) < after + bound_ms
         assert max(times) - min(times) > bound_ms * 0.8, "some wait next to nothing, some as long as they may"
+
+
+def test_what_has_failed_together_is_tried_again_together(
+    inboxes: Inboxes, arrive: Arrive, hold: Hold, valkey: redis.Redis
+) -> None:
+    arrive(30)
+    holder = hold()
+    inboxes.fail(holder, each(inboxes.take(holder, 30)))
+    assert len({time for _, time in valkey.zrange("suspects:a", 0, -1, withscores=True)}) == 1
 
 
 def test_a_failure_keeps_the_first_error_and_the_last_and_is_forgotten_with_its_entry(

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-import msgspec
 import numpy as np
 import pytest
 import redis
+from msgspec.structs import replace
 
 from app.adapters.price_cache import INVALIDATIONS, PriceCache, clear
+from app.domain.sheet import decode_sheet, encode_sheet
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.reading import LIFETIMES, SILENCE_S, Process, process
 from tests.support.waiting import eventually
@@ -33,7 +34,8 @@ class Prices:
 
     def change(self) -> None:
         self.version += 1
-        self._cache.put([msgspec.structs.replace(SHEET, version=self.version)])
+        payload = encode_sheet(replace(decode_sheet(SHEET.payload), version=self.version))
+        self._cache.put([replace(SHEET, version=self.version, payload=payload)])
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import redis
 
+from app.adapters.breakers import APPLYING
 from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
 from app.bootstrap import Resources
 from app.domain.events import Event, EventType
 from app.errors import Unavailable
 from app.settings import Settings
-from listener.loop import Loop
+from listener.loop import SAMPLE, Loop
 from tests.support.lossy import LossyClient
 from tests.support.resources import opened
 from tests.support.waiting import eventually
@@ -74,6 +75,17 @@ def test_what_was_read_unheard_before_it_started_is_in_an_inbox(
     unread = publish(resources, "unread")
     with listening():
         eventually(lambda: waiting(valkey) == {read, unread})
+
+
+def test_while_a_breaker_is_open_a_few_are_read_to_be_tried_and_the_rest_stays_in_the_stream(
+    resources: Resources, listening: Listening, valkey: redis.Redis
+) -> None:
+    resources.breakers.note(APPLYING, bad=1000, reason="boom")
+    published = [publish(resources, str(n)) for n in range(SAMPLE + 10)]
+    with listening():
+        eventually(lambda: waiting(valkey) == set(published[:SAMPLE]))
+        resources.breakers.reset(APPLYING)
+        eventually(lambda: waiting(valkey) == set(published))
 
 
 class Deaf(EventLog):

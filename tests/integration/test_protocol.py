@@ -32,12 +32,14 @@ class Echo:
         self.at_once_answered: list[bytes] = []
         self.scopes: list[Scope] = []
 
-    def at_once(self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+    def at_once(
+        self, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes, client: object
+    ) -> tuple[bytes, bytes] | None:
         if b"look" in body:
             return None
         self.at_once_answered.append(body)
         answer = said("POST", path.decode(), headers, body)
-        return b"%b: %b\r\ncontent-length: %d\r\n\r\n%b" % (*HEADER, len(answer), answer)
+        return b"%b: %b\r\ncontent-length: %d\r\n\r\n" % (*HEADER, len(answer)), answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)

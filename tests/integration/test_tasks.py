@@ -11,6 +11,7 @@ import celery
 import pytest
 import redis
 from celery.contrib.testing.worker import start_worker
+from structlog.testing import capture_logs
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
 from app.adapters.locks import Locks
@@ -132,11 +133,15 @@ def test_waits_are_jittered_and_far_below_the_visibility_timeout(worker: Worker,
     assert 100 + bound_s < VISIBILITY_TIMEOUT_S
 
 
-def test_after_the_last_time_it_is_given_up(worker: Worker, valkey: redis.Redis) -> None:
+def test_after_the_last_time_it_is_given_up(worker: Worker) -> None:
+    """Which is a failure, not one more try."""
     worker.fails_with(Unavailable("away", 100))
-    worker.start(retries=PricingTask.max_retries)
-    assert worker.runs == 1
-    eventually(lambda: not valkey.exists("unacked", EVENTS_QUEUE))
+    with capture_logs() as lines:
+        worker.start(retries=PricingTask.max_retries - 1)
+        worker.start(retries=PricingTask.max_retries)
+    assert worker.runs == 2
+    assert [line["outcome"] for line in lines if line["event"] == "task"] == ["retried", "failed"]
+    eventually(lambda: [again["retries"] for again in worker.later()] == [PricingTask.max_retries])
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), InvalidInput("wrong")], ids=["a bug", "invalid"])

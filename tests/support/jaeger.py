@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,5 +57,9 @@ def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
         eventually(lambda: httpx.get(f"http://127.0.0.1:{ports.page}/api/v3/services").is_success, timeout_s=30)
         yield ports
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # it waits for those who still send it traces
+            process.kill()
+            process.wait(10)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from uuid import uuid4
 
+from tests.support.system import System
+
 TIMEOUT_S = 20.0
 
 
@@ -18,8 +20,9 @@ class Load:
     connections that nobody took, which loses nothing; `accepted` the events that were answered with 202: what their
     product costs from then on. Each product has one publisher, who only ever raises its price."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, system: System) -> None:
+        self.port = system.port
+        self._headers = {"Content-Type": "application/json", **system.with_key}
         self.answered: Counter[int] = Counter()
         self.failed: list[str] = []
         self.refused = 0
@@ -69,7 +72,7 @@ class Load:
             self._own.connection = connection
         began = time.monotonic()
         try:
-            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(method, path, json.dumps(body), self._headers)
             response = connection.getresponse()
             response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -95,10 +98,10 @@ class Load:
 
 @contextmanager
 def load_on(
-    port: int, products: Sequence[str], readers: Sequence[float], publishers: Sequence[float]
+    system: System, products: Sequence[str], readers: Sequence[float], publishers: Sequence[float]
 ) -> Iterator[Load]:
     """Clients at work until the block ends; each pauses for the given seconds between two requests."""
-    load = Load(port)
+    load = Load(system)
     threads = [
         threading.Thread(target=load.ask_for_prices, args=(products, pause_s), daemon=True) for pause_s in readers
     ]

@@ -15,7 +15,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 
 class Span(NamedTuple):
-    """Ids in hex; `parent_id` is empty for a root. `kind` is SERVER, PRODUCER, CONSUMER, CLIENT or INTERNAL."""
+    """Ids in hex; `parent_id` is empty for a root. `kind` is SERVER, PRODUCER, CONSUMER, CLIENT or INTERNAL. `links`
+    are the trace and span ids that it links to."""
 
     service: str
     name: str
@@ -24,6 +25,7 @@ class Span(NamedTuple):
     span_id: str
     parent_id: str
     attributes: dict[str, Any]
+    links: list[tuple[str, str]]
 
 
 class Collector:
@@ -73,6 +75,7 @@ def _span(service: str, span: SpanMessage) -> Span:
         span.span_id.hex(),
         span.parent_span_id.hex(),
         {a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in span.attributes},
+        [(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
     )
 
 

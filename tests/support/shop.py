@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import redis
 
+from app.adapters.task_queue import QUEUES
 from tests.support.otlp import Collector
 from tests.support.system import System, free_port, system_of_its_own
 from tests.support.waiting import eventually
@@ -26,6 +27,12 @@ LOCATIONS = {
 
 IMPATIENT = {"PRICING_RECLAIM_IDLE_S": "2", "PRICING_LOCK_TTL_S": "2"}
 """What makes a system notice within seconds that a process died with work in its hands."""
+
+
+_AT_WORK = """
+    SELECT pid, state, wait_event_type, wait_event, pg_blocking_pids(pid), now() - state_change, left(query, 99)
+    FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()
+"""
 
 
 class Shop:
@@ -66,8 +73,8 @@ class Shop:
         return psycopg.connect(self.system.database_url)
 
     def fresh_client(self) -> httpx.Client:
-        """One without connections to processes that may be gone."""
-        return httpx.Client(base_url=self.system.url, timeout=30)
+        """One without connections to processes that may be gone. It may do everything."""
+        return httpx.Client(base_url=self.system.url, timeout=30, headers=self.system.with_key)
 
     def product(self, prices: Mapping[str, int] | None = None, category: str | None = None) -> str:
         """A new product with list prices in minor units by location; by default 12.50 in NY and in LA."""
@@ -122,7 +129,26 @@ class Shop:
     def settle(self, timeout_s: float = 30) -> None:
         """Wait until every entry of the stream is acknowledged: then its effect is committed and cached, and the
         API processes have been told."""
-        eventually(lambda: not self.unacknowledged(), timeout_s)
+        try:
+            eventually(lambda: not self.unacknowledged(), timeout_s)
+        except AssertionError as error:
+            error.add_note(self.situation())
+            raise
+
+    def situation(self) -> str:
+        """What the processes said last, who waits for what in PostgreSQL, who holds what in Redis, and where the
+        events are that were not acknowledged: what tells most is last, where a shortened report still has it."""
+        said = []
+        for name in ("listener", "jobs", "worker"):
+            lines = (self.system.data / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+            said += [f"{name}:", *(line[:300] for line in lines[-8:])]
+        said += ["PostgreSQL:", *map(str, self.sql(_AT_WORK))]
+        keys = [key for kind in ("inbox", "suspects", "trying", "lock", "hint") for key in self.redis.keys(f"{kind}:*")]
+        said += [f"{key}: {self.redis.pttl(key)} ms" for key in keys]
+        said += [f"queues: {[(queue, self.redis.llen(queue)) for queue in QUEUES]}"]
+        said += [f"{key}: {self.redis.hgetall(key)}" for key in self.redis.keys("breaker:*")]
+        said += [f"pending: {self.redis.xpending_range('events', 'repricing', '-', '+', 20)}"]
+        return "\n".join(said)
 
     def unacknowledged(self) -> list[str]:
         """Ids of stream entries that nobody has acknowledged, whether read or not."""

@@ -83,6 +83,16 @@ class System:
     def redis_url(self) -> str:
         return str(self.running()["stores"]["cache_url"])
 
+    @property
+    def key(self) -> str:
+        """The admin key of the first start."""
+        return (self.data / "admin-key").read_text().strip()
+
+    @property
+    def with_key(self) -> dict[str, str]:
+        """The header that shows it."""
+        return {"X-API-Key": self.key}
+
     def pids(self) -> dict[str, int]:
         return {process["name"]: process["pid"] for process in self.running()["processes"]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from app.adapters import breakers, task_names
+from app.adapters import breakers, record_stream, task_names, task_queue
 from app.domain.events import EventType
 from app.local.metric_pages import PAGE, as_markdown, as_text
 from app.observability import metrics
@@ -68,10 +68,13 @@ def test_latencies_are_resolved_from_a_quarter_of_a_millisecond_to_ten_seconds()
 
 def test_listed_values_are_those_of_the_code() -> None:
     assert list(metrics.EVENT_TYPES) == [type_.value for type_ in EventType]
-    assert set(metrics.TASKS) == {task_names.APPLY_EVENTS, task_names.RECALCULATE, task_names.REPRICE_DUE}
-    assert set(metrics.QUEUES) == {task_names.EVENTS_QUEUE, task_names.JOBS_QUEUE}
+    assert set(metrics.TASKS) == {
+        task_names.APPLY_EVENTS, task_names.RECALCULATE, task_names.REPRICE_DUE, task_names.WRITE_TELEMETRY,
+    }  # fmt: skip
+    assert metrics.QUEUES == task_queue.QUEUES
+    assert metrics.SINKS == record_stream.SINKS
     assert metrics.BREAKERS == breakers.NAMES
-    assert set(metrics.LOCKS) == {"products", scopes.CATALOGUE, "task", task_names.BOUNDARY_SCOPE}
+    assert set(metrics.LOCKS) == {"products", scopes.CATALOGUE, "task", task_names.BOUNDARY_SCOPE, "telemetry"}
 
 
 def uses() -> Iterator[tuple[str, str, list[ast.expr]]]:

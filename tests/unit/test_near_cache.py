@@ -1,16 +1,19 @@
 """What a near cache may answer, and what it must have forgotten."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.sheet import encode_sheet
+from app.domain.columns import MEMBER, Segment
+from app.domain.quote import quote
+from app.domain.sheet import decode_sheet, encode_sheet
 from app.services.near_cache import NearCache
 from app.services.slots import UNKNOWN, Name, Slot, place
 from tests.unit.strategies import batch, promotion, row
 
 (SHEET,) = batch([row()], promotions=[promotion()]).sheets()
-NAME: Name = ("P-1", "NY")
+NAME: Name = (SHEET.product_id, SHEET.location)
 OTHER: Name = ("P-2", "LA")
 SILENCE_MS = 2_000
 FOREVER = 10**15
@@ -44,13 +47,18 @@ def keep(cache: NearCache, version: int = 1, name: Name = NAME, fresh_until: int
 def version(cache: NearCache, name: Name = NAME, now: int = 0) -> int | None:
     """What would be answered; on the way, that nothing else is at hand."""
     entry = cache.fresh(name, now)
-    at_hand = cache.at_hand(place(name), now) if cache.trusted else None
-    assert at_hand is None or (entry is not None and at_hand == entry.sheet)
-    return None if entry is None else entry.slot.version
+    for segment in Segment if cache.trusted else ():
+        sheet = cache.at_hand(place(name), segment, now)
+        if sheet is not None:
+            assert entry is not None
+            whole = decode_sheet(entry.slot(name).payload)
+            assert (whole.product_id, whole.location) == name
+            assert quote(*name, sheet, segment, 1, "cache") == quote(*name, whole, segment, 1, "cache")
+    return None if entry is None else entry.version
 
 
 def at_hand(cache: NearCache, now: int) -> int | None:
-    sheet = cache.at_hand(place(NAME), now)
+    sheet = cache.at_hand(place(NAME), MEMBER, now)
     return None if sheet is None else sheet.version
 
 
@@ -223,6 +231,17 @@ def test_rows_that_change_again_and_again_keep_their_room_and_no_more() -> None:
     assert (len(cache), [len(part) for part in cache.hits(2)]) == (2, [1, 1])
     keep(cache, 1, OTHER)
     assert (len(cache), version(cache, OTHER)) == (3, 1)
+
+
+@pytest.mark.parametrize("kept", [1, UNKNOWN])
+def test_each_answer_is_one_hit_also_where_there_is_no_price(kept: int) -> None:
+    cache, _ = near()
+    keep(cache, version=kept)
+    for _ in range(3):
+        if at_hand(cache, 0) is None:  # so the endpoint is asked
+            cache.fresh(NAME, 0)
+    ((_, entry),) = next(cache.hits(10))
+    assert entry.hits == 3
 
 
 def test_clearing_forgets_also_what_would_be_served_stale() -> None:

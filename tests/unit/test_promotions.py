@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from app.domain.columns import PromotionKind, Segment
 from app.domain.money import SCALE
 from app.domain.promotions import NEAR_MS
-from app.domain.sheet import PriceSheet
+from app.domain.sheet import PriceSheet, SegmentPrices
 from tests.unit.strategies import HOUR, NOON, Batch, batch, batches, policy, promotion, row
 
 FIXED, AMOUNT, PERCENT = PromotionKind.FIXED, PromotionKind.AMOUNT, PromotionKind.PERCENT
@@ -26,16 +26,20 @@ def offered(*promotions: dict[str, int], as_of: int = NOON, **fields: int) -> Pr
     return sheet
 
 
+def of(sheet: PriceSheet, segment: Segment) -> SegmentPrices:
+    return sheet.member if segment is Segment.MEMBER else sheet.everyone
+
+
 def applied(sheet: PriceSheet, segment: Segment = Segment.EVERYONE) -> list[str]:
-    return [change.rule or "" for change in sheet.of(segment).changes]
+    return [change.rule or "" for change in of(sheet, segment).changes]
 
 
 def rejected(sheet: PriceSheet, segment: Segment = Segment.EVERYONE) -> dict[str, str]:
-    return {rule.rule: rule.reason for rule in sheet.of(segment).rejected}
+    return {rule.rule: rule.reason for rule in of(sheet, segment).rejected}
 
 
 def paid(sheet: PriceSheet, segment: Segment = Segment.EVERYONE) -> int:
-    return sheet.of(segment).promoted // SCALE
+    return of(sheet, segment).promoted // SCALE
 
 
 @given(batches(), st.integers(0, 10 * NEAR_MS))
@@ -77,7 +81,7 @@ def test_one_promotion_less_never_makes_a_price_lower(some: Batch, nth: int) -> 
 def test_every_promotion_of_a_row_is_either_applied_or_rejected_with_a_reason(some: Batch) -> None:
     for sheet in some.sheets():
         seen = [
-            sorted([*applied(sheet, segment), *(rule.rule for rule in sheet.of(segment).rejected)])
+            sorted([*applied(sheet, segment), *(rule.rule for rule in of(sheet, segment).rejected)])
             for segment in Segment
         ]
         assert seen[0] == seen[1]

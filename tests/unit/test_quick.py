@@ -73,7 +73,7 @@ def quoted(request: PriceRequest) -> Quote | None:
     if (request.product_id, request.user_location) != (PRODUCT, LOCATION):
         return None
     asked = request.quote_request()
-    return quote(SHEET, asked.segment, asked.quantity, "cache")
+    return quote(PRODUCT, LOCATION, SHEET, asked.segment, asked.quantity, "cache")
 
 
 def endpoints_answer(body: bytes) -> bytes | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from app.observability import metrics
-from app.observability.requests import MAX_BACKLOG, Kind, Record, RequestLog
+from app.observability.requests import MAX_BACKLOG, Kind, RequestLog
 from app.observability.tracing import RequestTrace
 from tests.support.waiting import eventually
 
@@ -66,15 +66,15 @@ def numbered(trace_id: str) -> RequestTrace:
     return RequestTrace(trace_id, TRACE.span_id, None, False)
 
 
-def record(route: str = "/api/v1/price", at_hand: int = 0) -> Record:
-    return time.perf_counter(), Kind("POST", route, 200), 0.0012345, TRACE, at_hand
+def note(log: RequestLog, route: str = "/api/v1/price") -> None:
+    log.note(time.perf_counter(), Kind("POST", route, 200), 0.0012345, TRACE, key_id="kEyId")
 
 
 def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     log = RequestLog("api")
-    log.note(record())
+    note(log)
     log.start()
     log.stop()
     (line,) = capfdbinary.readouterr().err.splitlines()
@@ -82,7 +82,7 @@ def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
     assert abs(datetime.fromisoformat(entry.pop("timestamp")).timestamp() - time.time()) < 60
     assert entry == {
         "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE.trace_id,
-        "span_id": TRACE.span_id, "process": "api",
+        "span_id": TRACE.span_id, "key_id": "kEyId", "process": "api",
         "event": "request", "level": "info", "logger": "access",
     }  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.Capt
 
     def answer(process: int) -> None:
         for n in range(2_000):
-            log.note((time.perf_counter(), Kind("POST", "/noted", 200), 0.001, numbered(f"{process}-{n}"), n % 2))
+            log.note(time.perf_counter(), Kind("POST", "/noted", 200), 0.001, numbered(f"{process}-{n}"), n % 2)
 
     threads = [threading.Thread(target=answer, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -113,7 +113,7 @@ def test_where_no_lines_are_wanted_requests_are_counted_all_the_same(
 ) -> None:
     caplog.set_level("WARNING", "access")
     log = RequestLog("api")
-    log.note(record("/silent"))
+    note(log, "/silent")
     log.start()
     log.stop()
     assert capfdbinary.readouterr().err == b""
@@ -126,7 +126,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_counting(monkeypatch: pyt
         log = RequestLog("api")
         log.start()
         for n in range(2):
-            log.note(record("/full"))
+            note(log, "/full")
             eventually(lambda: requests("/full") == n + 1)  # noqa: B023
         log.stop()
         monkeypatch.undo()
@@ -147,7 +147,7 @@ def test_a_log_that_nobody_reads_holds_up_neither_counting_nor_the_end_and_what_
         log = RequestLog("api")
         log.start()
         for _ in range(count):
-            log.note(record("/blocked"))
+            note(log, "/blocked")
         eventually(lambda: requests("/blocked") == count)
         eventually(lambda: dropped() > before)
         log.stop()
