@@ -112,25 +112,26 @@ def _segments(sheets: Sheets, rules: Rules, labels: Labels, chosen: Column) -> I
     rows = place[promoted.row[pairs]].tolist()
     keys = rules.promotions["promotion_key"][promoted.rule[pairs]].tolist()
     named = [_label_text(labels.promotions[key]) for key in keys]
+    alone = np.all(sheets.tier_quantity[chosen, 1:] == 0, axis=1)
+    alone[rows] = False
     for segment in Segment:
+        price = promoted.prices[segment, chosen]
+        unmoved = (sheets.before_floor[segment, chosen, 0] == price) & (sheets.final[segment, chosen, 0] == price)
+        explained = np.flatnonzero(~(alone & unmoved))
         outcomes = promoted.outcome[segment, pairs].tolist()
         changes = zip(rows, named, outcomes, promoted.change[segment, pairs].tolist(), strict=True)
         refused = zip(rows, named, outcomes, strict=True)
-        yield [
-            f"[{price},[{changed}],[{rejected}],[{tiers}]]"
-            for price, changed, rejected, tiers in zip(
-                promoted.prices[segment, chosen].tolist(),
-                _lists(
-                    len(chosen),
-                    ((row, f'["promotion",{name},{change}]') for row, name, why, change in changes if why == APPLIED),
-                ),
-                _lists(
-                    len(chosen), ((row, f'[{name},"{OUTCOMES[why]}"]') for row, name, why in refused if why != APPLIED)
-                ),
-                _tiers(sheets, segment, chosen),
-                strict=True,
-            )
-        ]
+        changed = _lists(
+            len(chosen),
+            ((row, f'["promotion",{name},{change}]') for row, name, why, change in changes if why == APPLIED),
+        )
+        rejected = _lists(
+            len(chosen), ((row, f'[{name},"{OUTCOMES[why]}"]') for row, name, why in refused if why != APPLIED)
+        )
+        texts = list(map(str, price.tolist()))
+        for row, tiers in zip(explained.tolist(), _tiers(sheets, segment, chosen[explained]), strict=True):
+            texts[row] = f"[{texts[row]},[{changed[row]}],[{rejected[row]}],[{tiers}]]"
+        yield texts
 
 
 def _tiers(sheets: Sheets, segment: Segment, chosen: Column) -> list[str]:

@@ -9,7 +9,7 @@ import msgspec
 
 from app.domain.columns import MEMBER, Segment
 from app.domain.money import SCALE, to_decimal, unscale
-from app.domain.sheet import Change, PriceSheet, SegmentPrices, Tier
+from app.domain.sheet import Change, PriceSheet, Tier
 
 Source = Literal["cache", "database", "stale", "simulation"]
 
@@ -69,12 +69,14 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
     the sheet may be left out. `quantity` is from 1 to `MAX_QUANTITY`."""
     # Everything is looked up once, and called only where there is something to do: a batch makes a thousand of these.
     called, prices = ("member", sheet.member) if segment is MEMBER else ("everyone", sheet.everyone)
-    tier = prices.tiers[0] if len(prices.tiers) == 1 else _tier(prices.tiers, quantity)
-    changed = sheet.changes or prices.changes or not prices.promoted == tier.before_floor == tier.final
-    rejected = sheet.rejected + prices.rejected
-    listed, base, rate, final, total = _figures(
-        sheet.list_price, sheet.base_price, tier.final, quantity, sheet.decimals
-    )
+    if isinstance(prices, int):
+        paid, changes, rejected = prices, sheet.changes, sheet.rejected
+    else:
+        tier = prices.tiers[0] if len(prices.tiers) == 1 else _tier(prices.tiers, quantity)
+        paid, changes, rejected = tier.final, sheet.changes + prices.changes, sheet.rejected + prices.rejected
+        if not prices.promoted == tier.before_floor == paid:
+            changes += _of_quantity_and_floor(sheet, prices.promoted, tier)
+    listed, base, rate, final, total = _figures(sheet.list_price, sheet.base_price, paid, quantity, sheet.decimals)
     return Quote(  # by position, which is quicker
         product_id,
         location,
@@ -87,7 +89,7 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         final,
         total,
         "line" if sheet.line_rounding else "unit",
-        _adjustments(sheet, prices, tier) if changed else (),
+        _adjustments(sheet.list_price, changes, sheet.decimals) if changes else (),
         [RejectedRule(r.rule, r.name, r.reason) for r in rejected] if rejected else (),
         source,
         sheet.version,
@@ -137,17 +139,15 @@ def instant(ms: int) -> Instant:
     return Instant(msgspec.json.encode(_EPOCH + timedelta(milliseconds=ms)))
 
 
-def _adjustments(sheet: PriceSheet, prices: SegmentPrices, tier: Tier) -> list[Adjustment]:
+def _of_quantity_and_floor(sheet: PriceSheet, promoted: int, tier: Tier) -> tuple[Change, ...]:
+    moves = (("quantity_tier", tier.before_floor - promoted), ("floor", tier.final - tier.before_floor))
+    return tuple(Change(step, sheet.policy, sheet.policy_name, moved) for step, moved in moves)
+
+
+def _adjustments(list_price: int, changes: Sequence[Change], decimals: int) -> list[Adjustment]:
     """Each step as the difference of two rounded prices, so that the amounts always add up to the price,
     also where fractions of a minor unit are carried to the line."""
-    changes = sheet.changes + prices.changes
-    if tier.before_floor != prices.promoted:
-        moved = tier.before_floor - prices.promoted
-        changes += (Change("quantity_tier", sheet.policy, sheet.policy_name, moved),)
-    if tier.final != tier.before_floor:
-        changes += (Change("floor", sheet.policy, sheet.policy_name, tier.final - tier.before_floor),)
-    adjustments, price, decimals = [], sheet.list_price, sheet.decimals
-    shown = unscale(price)
+    adjustments, price, shown = [], list_price, unscale(list_price)
     for change in changes:
         if change.amount:
             price += change.amount

@@ -49,6 +49,9 @@ class SegmentPrices(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PriceSheet(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """`everyone` and `member` are what a segment pays, and how that came about. Where no promotion was considered and
+    neither quantity nor floor matter, as for most, it is an amount alone (scaled), which is quicker in all ways."""
+
     product_id: str
     location: str
     currency: str
@@ -64,8 +67,8 @@ class PriceSheet(msgspec.Struct, array_like=True, frozen=True, gc=False):
     policy_name: str | None
     changes: tuple[Change, ...]
     rejected: tuple[Rejected, ...]
-    everyone: SegmentPrices
-    member: SegmentPrices
+    everyone: SegmentPrices | int
+    member: SegmentPrices | int
 
 
 class Label(NamedTuple):

@@ -22,7 +22,8 @@ def environment(settings: Settings, metrics: Path) -> dict[str, str]:
     prefix = settings.model_config["env_prefix"]
     ours = {f"{prefix}{name.upper()}": plain(value) for name, value in settings if value is not None}
     shared = {f"{prefix}METRICS_DIR": str(metrics), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    all_of_it = {**os.environ, **ours, **shared, "PYTHONUNBUFFERED": "1"}
+    # Python lets one thread work at a time: an arena of memory for each would only leave more gaps.
+    all_of_it = {"MALLOC_ARENA_MAX": "1", **os.environ, **ours, **shared, "PYTHONUNBUFFERED": "1"}
     return {name: value for name, value in all_of_it.items() if name != f"{prefix}API_KEY"}
 
 

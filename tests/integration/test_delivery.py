@@ -23,10 +23,11 @@ from app.bootstrap import now_ms
 from app.domain.events import Event, EventType, decode_event, encode_event
 from app.domain.money import SCALE
 from app.domain.rows import RowScope
-from app.domain.sheet import EncodedSheet, decode_sheet
+from app.domain.sheet import EncodedSheet
 from app.errors import LockLost, MalformedEvent, Unavailable
 from app.services.delivery import Delivered, deliver
 from app.services.ports import DIED, BreakerState, Held
+from tests.support.sheets import spelled_out
 
 NAMES = Names(stream="s", channel="c", group="g", dead_letters="d")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -51,7 +52,7 @@ class Cache:
             error, self.error = self.error, None
             raise error
         for sheet in sheets:
-            price = decode_sheet(sheet.payload).everyone.tiers[0].final // SCALE
+            price = spelled_out(sheet.payload).everyone.tiers[0].final // SCALE
             self.prices[sheet.product_id, sheet.location] = price
 
 

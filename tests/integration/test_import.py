@@ -20,9 +20,10 @@ from app.catalog.merging import Listener, Refusal
 from app.catalog.sources import fill, open_source
 from app.domain.columns import PolicyKind, PromotionKind
 from app.domain.positions import position_at
-from app.domain.sheet import PriceSheet, decode_sheet
+from app.domain.sheet import PriceSheet
 from app.errors import InvalidInput, Unavailable
 from app.settings import Settings
+from tests.support.sheets import spelled_out
 from tests.support.stores import Stores
 from tests.support.system import PRICING, free_port
 from tests.support.waiting import eventually
@@ -69,7 +70,7 @@ class Database:
 
     def cached(self, product: str, location: str) -> PriceSheet:
         value: bytes = self.cache.get(slot_key((product, location)))  # type: ignore[assignment]
-        return decode_sheet(value.split(b" ", 5)[5])
+        return spelled_out(value.split(b" ", 5)[5])
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from app.domain.sheet import EncodedSheet, decode_sheet
 from app.services.applying import Applied, Positioned, apply_events
 from app.services.ports import Turn
 from app.services.repricing import out_of_date, reprice
+from tests.support.sheets import spelled_out
 from tests.support.waiting import eventually
 
 Row = Callable[..., Table]
@@ -41,7 +42,7 @@ class Written:
         self.sheets += sheets
 
     def prices(self) -> list[int]:
-        return [decode_sheet(sheet.payload).everyone.tiers[0].final // SCALE for sheet in self.sheets]
+        return [spelled_out(sheet.payload).everyone.tiers[0].final // SCALE for sheet in self.sheets]
 
 
 class Queued:
@@ -298,7 +299,7 @@ def test_a_repeat_caches_also_the_rows_that_a_rule_has_left(store: Store, apply:
     moved = ("4-0", promotion_event("move", promotion=half_off("P-2")))
     apply(moved)
     _, cache, _ = apply(moved)
-    assert {sheet.product_id: decode_sheet(sheet.payload).member.tiers[0].final for sheet in cache.sheets} == {
+    assert {sheet.product_id: spelled_out(sheet.payload).member.tiers[0].final for sheet in cache.sheets} == {
         "P-1": 10_000_000,
         "P-2": 5_000_000,
     }

@@ -12,9 +12,10 @@ from app.adapters.store import Store
 from app.bootstrap import now_ms
 from app.domain.money import SCALE
 from app.domain.rows import RowScope, SignalChange
-from app.domain.sheet import EncodedSheet, decode_sheet
+from app.domain.sheet import EncodedSheet
 from app.domain.task import Task
 from app.services.recalculation import Hint, Recalculation
+from tests.support.sheets import spelled_out
 
 EVERYTHING = [RowScope()]
 
@@ -119,4 +120,4 @@ class Jobs:
 
 
 def price(sheet: EncodedSheet) -> int:
-    return decode_sheet(sheet.payload).everyone.tiers[0].final // SCALE
+    return spelled_out(sheet.payload).everyone.tiers[0].final // SCALE

@@ -22,8 +22,9 @@ from app.domain.columns import (
 from app.domain.encoding import encode_rows
 from app.domain.money import MAX_AMOUNT, currency
 from app.domain.promotions import NEAR_MS
-from app.domain.sheet import EncodedSheet, Label, Labels, PriceSheet, decode_sheet
+from app.domain.sheet import EncodedSheet, Label, Labels, PriceSheet
 from app.domain.sheets import Sheets, compute_sheets
+from tests.support.sheets import spelled_out
 
 NOON = 10 * NEAR_MS
 HOUR = 3_600_000
@@ -73,7 +74,7 @@ class Batch:
 
 
 def visible(sheets: Sheets, rules: Rules, as_of: int = NOON) -> list[PriceSheet]:
-    return [decode_sheet(sheet.payload) for sheet in encoded(sheets, rules, as_of)]
+    return [spelled_out(sheet.payload) for sheet in encoded(sheets, rules, as_of)]
 
 
 def encoded(sheets: Sheets, rules: Rules, as_of: int = NOON) -> list[EncodedSheet]:

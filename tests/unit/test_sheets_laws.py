@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.columns import ABSENT, NEVER, PolicyKind, PromotionKind, Table
+from app.domain.columns import ABSENT, NEVER, PolicyKind, PromotionKind, Segment, Table
 from app.domain.encoding import encode_rows
 from app.domain.money import MAX_AMOUNT, MAX_PRICE, SCALE
+from app.domain.quote import quote
 from app.domain.sheet import PriceSheet, decode_sheet, encode_sheet
 from app.domain.sheets import digests
+from tests.support.sheets import spelled_out
 from tests.unit.oracle import expected_sheets
 from tests.unit.strategies import (
     HOUR,
@@ -94,7 +96,7 @@ def test_some_rows_of_a_batch_become_the_same_sheets_as_all(some: Batch, data: s
     chosen = np.array(sorted(data.draw(st.sets(st.integers(0, len(some.inputs) - 1)))), np.int64)
     part = encode_rows(some.compute(), some.rules, labels_of(some.rules), chosen * 0 + 7, some.as_of, chosen)
     sheets = some.sheets()
-    assert [decode_sheet(sheet.payload) for sheet in part] == [sheets[nth] for nth in chosen]
+    assert [spelled_out(sheet.payload) for sheet in part] == [sheets[nth] for nth in chosen]
 
 
 @given(batches())
@@ -142,6 +144,32 @@ def test_what_is_stored_is_byte_for_byte_the_sheet_as_json(some: Batch) -> None:
         assert (sheet.product_id, sheet.location) == (whole.product_id, whole.location)
         assert (sheet.version, sheet.valid_until) == (whole.version, whole.valid_until)
         assert whole.version == version
+
+
+@given(batches(), st.integers(1, 1_000))
+def test_a_price_that_is_an_amount_alone_is_quoted_like_one_in_full(some: Batch, quantity: int) -> None:
+    for encoded in some.encoded():
+        brief, full = decode_sheet(encoded.payload), decode_sheet(encode_sheet(spelled_out(encoded.payload)))
+        for segment in Segment:
+            quotes = [quote("P", "L", sheet, segment, quantity, "cache") for sheet in (brief, full)]
+            assert quotes[0] == quotes[1]
+
+
+@pytest.mark.parametrize(
+    ("some", "alone"),
+    [
+        (batch([row()]), True),
+        (batch([row()], [policy(floor=950)]), True),
+        (batch([row()], promotions=[promotion(starts_at=NEVER - 1)]), False),
+        (batch([row()], promotions=[promotion()]), False),
+        (batch([row()], [policy(floor=950)], tiers=[{"policy_key": 1, "min_quantity": 10, "off_bp": 100}]), False),
+    ],
+    ids=["list price", "floor below", "promotion not begun", "promotion", "quantities"],
+)
+def test_only_a_price_with_nothing_to_explain_is_an_amount_alone(some: Batch, alone: bool) -> None:
+    (encoded,) = some.encoded()
+    sheet = decode_sheet(encoded.payload)
+    assert [isinstance(prices, int) for prices in (sheet.everyone, sheet.member)] == [alone, alone]
 
 
 LARGEST = row(list_price=MAX_AMOUNT, cost=MAX_AMOUNT, competitor_price=MAX_AMOUNT, demand_bp=100_000, stock=10**12)
