@@ -92,7 +92,10 @@ class Settings(BaseSettings):
         10.0, gt=0, description="How long a lock outlives the last renewal of a holder that died, in seconds."
     )
     recalculation_batch_size: int = Field(
-        20_000, ge=1, le=1_000_000, description="Price sheets per transaction of a recalculation."
+        20_000,
+        ge=1,
+        le=1_000_000,
+        description="Sheets per transaction of a recalculation; a quarter where most change.",
     )
     recalculation_part_size: int = Field(
         40_000,

@@ -26,7 +26,7 @@ from app.observability import metrics
 from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
 from app.services.ports import Held, Turn, Waiting
-from app.services.recalculation import Recalculation
+from app.services.recalculation import HELD_SHARE, Recalculation
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
 from workers.context import resources
@@ -127,6 +127,7 @@ def recalculate(task_id: str, part: int | None = None) -> None:
         queue=deps.queue,
         clock=now_ms,
         batch_rows=deps.settings.recalculation_batch_size,
+        held_rows=max(1, deps.settings.recalculation_batch_size // HELD_SHARE),
         part_rows=deps.settings.recalculation_part_size,
         max_attempts=deps.settings.max_attempts,
         on_batch=_count_batch,

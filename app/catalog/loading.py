@@ -26,7 +26,7 @@ from app.domain.sheet import EncodedSheet
 from app.domain.task import IMPORT_CAUSE, TaskState
 from app.errors import InvalidInput, LockLost
 from app.services.ports import Clock, Held, SheetCache, Turn
-from app.services.recalculation import Recalculation
+from app.services.recalculation import HELD_SHARE, Recalculation
 from app.services.repricing import current_versions
 from app.settings import Settings
 
@@ -119,7 +119,7 @@ class Importer:
         """In one part; where a worker has taken a dead import's task over, it is taken back."""
         work = Recalculation(
             store=store, cache=self.cache, locks=_NoLocks(self.clock), queue=_NoQueue(), clock=self.clock,
-            batch_rows=BATCH, part_rows=2**31, max_attempts=2**31, on_batch=on_batch,
+            batch_rows=BATCH, held_rows=BATCH // HELD_SHARE, part_rows=2**31, max_attempts=2**31, on_batch=on_batch,
         )  # fmt: skip
         work.work_on(task_id, None)
         while parts := self._open_parts(store, task_id):

@@ -35,6 +35,10 @@ SAMPLE = 8
 LOOK_S, LONGEST_HELD_S = 0.01, 2.0
 """How often a beginning task looks whether rows are still held, and for how long, in seconds."""
 
+HELD_SHARE = 4
+"""A batch in which most rows change has one in so many of them: others who need one wait for a quarter of the time, and
+it is quicker, too (docs/performance.md)."""
+
 MOST_TEXT = 500
 
 Hint = tuple[str, int | None]
@@ -43,9 +47,11 @@ Hint = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Recalculation:
-    """Works on tasks. `batch_rows` is how many rows one transaction looks at, `part_rows` how many a part has at
-    least, about, where there are that many; `max_attempts` how many turns in a row may fail or die before a part is
-    given up. `on_batch` is told of every batch how many rows it looked at, and how many changed."""
+    """Works on tasks. `batch_rows` is how many rows one transaction looks at, `held_rows` (no more) how many one holds
+    from its beginning to its end, since most of them change: an event that is about one of these waits meanwhile.
+    `part_rows` is how many a part has at least, about, where there are that many; `max_attempts` how many turns in a
+    row may fail or die before a part is given up. `on_batch` is told of every batch how many rows it looked at, and how
+    many changed."""
 
     store: Store
     cache: SheetCache
@@ -53,6 +59,7 @@ class Recalculation:
     queue: TaskQueue
     clock: Clock
     batch_rows: int
+    held_rows: int
     part_rows: int
     max_attempts: int
     turn_ms: int = TURN_MS
@@ -164,27 +171,34 @@ class _PartTurn:
                     if self._held.stopping() or self._service.clock() - started >= self._service.turn_ms:
                         tx.parts.rest(self._task_id, self._part)
                         return [(self._task_id, self._part)]
-                keys, new = self._reprice(tx, turn, cached)
+                keys, new, last = self._reprice(tx, turn, cached)
                 if not len(keys):
                     return self._end(tx, TaskState.SUCCEEDED)
                 repeated = tx.prices.current(keys) if turn.repeat and cached is None else new
             self._attempts = 1 if cached else self._attempts
             self._service.cache.put(repeated)
-            cached = Batch(len(keys), len(new), keys[-1].item(), ended=len(keys) < self._service.batch_rows)
+            cached = Batch(len(keys), len(new), keys[-1].item(), ended=last)
             self._service.on_batch(cached.done, cached.changed)
 
-    def _reprice(self, tx: Transaction, turn: Assignment, before: Batch | None) -> tuple[Table, list[EncodedSheet]]:
-        """The keys of the next batch, and its new sheets; `before` is this turn's last one."""
-        limit = self._service.batch_rows
+    def _reprice(
+        self, tx: Transaction, turn: Assignment, before: Batch | None
+    ) -> tuple[Table, list[EncodedSheet], bool]:
+        """The keys of the next batch, its new sheets, and whether it is the last; `before` is this turn's last one."""
+        most_change = turn.most_change if before is None else before.changed * 2 > before.done
         after = turn.after if before is None else before.last
+        all_held = most_change or turn.signal is not None
+        # What is repeated reaches as far as any batch, whatever is expected of the rows by now.
+        repeats = turn.repeat and before is None
+        limit = self._service.held_rows if all_held and not repeats else self._service.batch_rows
         if turn.signal is None:
-            most_change = turn.most_change if before is None else before.changed * 2 > before.done
-            return reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause, most_change=most_change)
-        keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
-        if len(keys):
-            tx.prices.lock(keys)
-            tx.rows.set_signal(turn.signal, keys)
-        return keys, reprice(tx, keys, turn.cause)
+            keys, new = reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause, most_change=most_change)
+        else:
+            keys = tx.rows.keys(after, turn.until, limit, turn.scopes)
+            if len(keys):
+                tx.prices.lock(keys)
+                tx.rows.set_signal(turn.signal, keys)
+            new = reprice(tx, keys, turn.cause)
+        return keys, new, len(keys) < limit
 
     def _failed(self, error: Exception) -> list[Hint]:
         """Note an error; the part is given up with its last attempt."""

@@ -159,6 +159,41 @@ def test_a_turn_that_died_is_resumed_and_the_next_caches_what_it_did_not(jobs: J
     assert set(dead.names()) | set(jobs.cache.names()) == {(f"P-{n}", at) for n in range(1, 11) for at in ("NY", "TYO")}
 
 
+def test_rows_of_which_most_change_are_held_a_few_at_a_time(jobs: Jobs) -> None:
+    sizes: list[int] = []
+    work = jobs.another(
+        part_rows=ROWS, batch_rows=8, held_rows=3, on_batch=lambda looked_at, changed: sizes.append(looked_at)
+    )
+    for task_id, expected in (("new", [8, 3, 3, 3, 3]), ("unchanged", [8, 8, 4])):
+        sizes.clear()
+        jobs.create(task_id)
+        work.work_on(task_id, None)
+        work.work_on(task_id, 0)
+        assert (sizes, jobs.task(task_id).state) == (expected, TaskState.SUCCEEDED)
+    assert jobs.versions() == [1] * ROWS
+
+
+def test_what_a_large_batch_left_uncached_is_cached_also_where_small_ones_are_due(jobs: Jobs) -> None:
+    jobs.create("first")
+    jobs.run("first")
+    sizes = {"part_rows": ROWS, "batch_rows": 8, "held_rows": 2}
+    # Eight rows that change, two of the next batch that do not, and so eight at once again.
+    unchanged = "SELECT product_key FROM products WHERE product_id IN ('P-5', 'P-10')"
+    jobs.reprice_by(1234, f"product_key NOT IN ({unchanged})")
+    jobs.create("second")
+    dead = dying_after(2)
+    work = jobs.another(cache=dead, **sizes)
+    work.work_on("second", None)
+    with pytest.raises(Killed):
+        work.work_on("second", 0)
+    assert jobs.versions() == [2] * 8 + [1] * 2 + [2] * 8 + [1] * 2
+    jobs.cache.sheets.clear()
+    jobs.another(**sizes).work_on("second", 0)
+    assert jobs.task("second").state is TaskState.SUCCEEDED
+    changed = {(f"P-{n}", at) for n in range(1, 10) if n != 5 for at in ("NY", "TYO")}
+    assert changed <= set(dead.names()) | set(jobs.cache.names())
+
+
 def test_a_part_whose_processes_all_die_is_given_up_and_the_others_go_on(jobs: Jobs) -> None:
     jobs.create()
     jobs.service.work_on("t", None)
@@ -474,7 +509,7 @@ def test_a_task_does_not_wait_for_rows_that_are_held_for_ever(jobs: Jobs) -> Non
 
 def test_an_update_between_the_last_batch_and_the_end_is_not_lost(jobs: Jobs) -> None:
     jobs.create("first")
-    work = jobs.another(part_rows=ROWS, batch_rows=ROWS + 1)
+    work = jobs.another(part_rows=ROWS, batch_rows=ROWS + 1, held_rows=ROWS + 1)
     work.work_on("first", None)
     jobs.hints.clear()
 

@@ -21,7 +21,7 @@ PRODUCTS = DIRECT_ROWS + 100
 @pytest.fixture
 def wide(jobs: Jobs) -> Jobs:
     jobs.add_products(11, PRODUCTS)
-    jobs.service = jobs.another(batch_rows=500, part_rows=1000)
+    jobs.service = jobs.another(batch_rows=500, held_rows=500, part_rows=1000)
     return jobs
 
 

@@ -49,7 +49,7 @@ class Jobs:
     def __post_init__(self) -> None:
         self.service = Recalculation(
             store=self.store, cache=self.cache, locks=Locks(self.valkey, 30), queue=self, clock=now_ms,
-            batch_rows=2, part_rows=4, max_attempts=3, turn_ms=10**9,
+            batch_rows=2, held_rows=2, part_rows=4, max_attempts=3, turn_ms=10**9,
         )  # fmt: skip
 
     def recalculate(self, task_id: str, part: int | None = None) -> None:
