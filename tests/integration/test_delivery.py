@@ -389,7 +389,7 @@ def test_replayed_events_that_are_refused_again_wait_for_no_breaker(service: Ser
 def test_what_is_refused_once_more_opens_no_breaker_and_is_set_aside_when_it_is_closed(service: Service) -> None:
     """Where it is the catalogue that is missing, nothing is set aside; and events at fault hold nobody up for long."""
     service.receive(*[price(f"unknown-{n}", 1, "nobody's") for n in range(WORK_LIMITS.failures)], b"nonsense")
-    (delivered,) = service.turn()
+    delivered, *_ = service.turn()  # on a slow machine they are due again within the turn
     assert (delivered.failed, service.letters()) == (WORK_LIMITS.failures + 1, [])
     assert service.breakers.tallies()[APPLYING].state is BreakerState.OPEN
     for _ in range(3):
