@@ -23,7 +23,9 @@ JSON = (b"content-type", b"application/json")
 """The header that a quick request has; every other way to say that a body is JSON is the endpoint's to judge."""
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One question, as `PriceRequest` has it."""
+
     product_id: str  # whatever is not an id is not in the near cache either
     user_location: str
     is_prime_member: bool = False
@@ -31,7 +33,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    items: Annotated[list[_Request], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[Request], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -46,8 +48,8 @@ class _Items(msgspec.Struct, gc=False):
 
 _is_id = re.compile(ID_PATTERN).fullmatch
 
-decode_request = msgspec.json.Decoder(_Request).decode
-_decode_batch = msgspec.json.Decoder(_Batch).decode
+decode_request = msgspec.json.Decoder(Request).decode
+decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
 class QuickAnswer(NamedTuple):
@@ -82,7 +84,7 @@ class QuickWay:
     async def fetch(self, path: str, body: bytes) -> QuickAnswer | None:
         """The same, with what the shared cache has brought here first."""
         try:
-            requests = _decode_batch(body).items if path.endswith("/batch") else [decode_request(body)]
+            requests = decode_batch(body).items if path.endswith("/batch") else [decode_request(body)]
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         now = now_ms()
@@ -102,14 +104,14 @@ class QuickWay:
         """All items or none: one that is not at hand sends the batch to the endpoint."""
         now = now_ms()
         items = []
-        for request in _decode_batch(body).items:
+        for request in decode_batch(body).items:
             found = self._quote(request, now)
             if found is None:
                 return None
             items.append(_Item(200, found, None))
         return QuickAnswer(encode(_Items(items)), len(items))
 
-    def _quote(self, request: _Request, now: int) -> Quote | None:
+    def _quote(self, request: Request, now: int) -> Quote | None:
         # As `place` has it; where a part is no id, there is nothing at such a place.
         product_id, location = request.product_id, request.user_location
         segment = MEMBER if request.is_prime_member else EVERYONE

@@ -16,16 +16,16 @@ from app.adapters.price_cache import clear
 from app.api import quick
 from app.api.schemas import PriceRequest
 from loadtests.bench import load, questions
+from loadtests.bench.batches import BATCH, batch
 from loadtests.bench.load import Closed
 from loadtests.bench.peers import KEY
 from loadtests.bench.results import Result, figure, result
 from loadtests.bench.rungs import RUNGS
 from loadtests.bench.servers import Product, Server, serve, sink
 from loadtests.bench.telemetry import telemetry
-from loadtests.checks import decode, wrong
 from loadtests.popularity import Row
 
-PRICE, BATCH = "/api/v1/price", "/api/v1/prices/batch"
+PRICE = "/api/v1/price"
 AT_HAND = 100_000
 """Rows that an API process keeps in its near cache, by default."""
 MB = 1_000_000
@@ -187,19 +187,6 @@ def tracing(bench: Bench) -> Iterator[Result]:
     nothing = [run.cpu_us for run in seen["tracing 0 % of requests"]]
     for name, runs in seen.items():
         yield result(name, "µs CPU/request", [run.cpu_us for run in runs], nothing, "tracing nothing")
-
-
-def batch(bench: Bench) -> Iterator[Result]:
-    """Quotes in batches of 100."""
-    seen = bench.in_turns({"service": bench.product}, BATCH, bench.in_batches)["service"]
-    first = bench.in_batches.read_bytes().split(b"\n", 1)[0]
-    answers = decode(load.post(bench.product.port, BATCH, first))["items"]
-    asked = json.loads(first)["items"]
-    problems = [wrong(answer["quote"], question) for answer, question in zip(answers, asked, strict=True)]
-    assert not any(problems), problems
-    values = [run.per_s * 100 for run in seen]
-    yield result("batches of 100", "prices/s", values, target="≥ 400,000", holds=lambda value: value >= 400_000)
-    yield result("batches of 100: CPU of the API", "µs/price", [run.cpu_us / 100 for run in seen])
 
 
 SHARES = {"p50": 1.0, "p99": 5.0, "p99.9": 20.0}
