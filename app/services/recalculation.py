@@ -37,7 +37,7 @@ LOOK_S, LONGEST_HELD_S = 0.01, 2.0
 
 HELD_SHARE = 4
 """A batch in which most rows change has one in so many of them: others who need one wait for a quarter of the time, and
-it is quicker, too (docs/performance.md)."""
+it is as quick (ADR 15)."""
 
 MOST_TEXT = 500
 
