@@ -27,7 +27,7 @@ from app.adapters.process_gauges import ProcessGauges
 from app.adapters.rate_limits import RateLimits
 from app.adapters.record_store import RecordStore
 from app.adapters.record_stream import POSTGRESQL, VICTORIAMETRICS, RecordStream
-from app.adapters.redis_clients import count_connections, make_async_redis, make_redis
+from app.adapters.redis_clients import count_connections, make_async_redis, make_connection, make_redis
 from app.adapters.spill import Spill
 from app.adapters.store import Store
 from app.adapters.telemetry_stream import TelemetryStream
@@ -332,9 +332,8 @@ def open_telemetry_stream(settings: Settings) -> TelemetryStream:
     """Where records of requests go. Raises `InvalidInput` where the address is missing."""
     if settings.events_url is None:
         raise InvalidInput("set PRICING_BROKER_URL or PRICING_CACHE_URL, or start everything with `pricing up`")
-    # Not repeated: a command that is not answered is repeated by who sent it, by way of the disk if need be.
-    client = make_redis(settings.events_url.get_secret_value(), TELEMETRY_TIMEOUT_S, repeats=False)
-    return TelemetryStream(client, settings.telemetry_stream, settings.telemetry_backlog_mb << 20)
+    connection = make_connection(settings.events_url.get_secret_value(), TELEMETRY_TIMEOUT_S)
+    return TelemetryStream(connection, settings.telemetry_stream, settings.telemetry_backlog_mb << 20)
 
 
 def open_spill(settings: Settings, name: str) -> Spill:

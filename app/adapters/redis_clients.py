@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import redis
 import redis.asyncio
@@ -23,6 +24,20 @@ def make_redis(url: str, timeout_s: float, *, repeats: bool = True) -> redis.Red
     caller, who may have to find out what became of it."""
     retry = Retry(_BACKOFF, _RETRIES if repeats else 0)
     return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
+
+
+class Connection(Protocol):
+    """One of redis-py's, which has no types for this."""
+
+    def send_command(self, *words: bytes | str | int) -> None: ...
+    def read_response(self) -> Any: ...
+    def disconnect(self) -> None: ...
+
+
+def make_connection(url: str, timeout_s: float) -> Connection:
+    """For one who asks one thing at a time; connects on first use, and again after each failure. Nothing is
+    repeated."""
+    return make_redis(url, timeout_s, repeats=False).connection_pool.make_connection()
 
 
 def make_async_redis(url: str, timeout_s: float, *, reconnects: bool = True) -> redis.asyncio.Redis:

@@ -103,6 +103,10 @@ class Capture:
         _waiting_in_memory.set(account.pending)
         metrics.telemetry_unaccounted.set(account.missing)
 
+    def waits(self) -> bool:
+        """Whether anything still waits to be sent."""
+        return self._outlet.waits
+
     def hurry(self) -> None:
         """What still waits to be sent goes to disk."""
         self._outlet.hurry()

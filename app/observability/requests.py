@@ -20,9 +20,9 @@ from app.observability import metrics
 from app.observability.tracing import RequestTrace
 from app.pipeline.buffer import Buffer, WhenFull
 
-INTERVAL_S, GRACE_S = 0.03, 0.01
-"""How long a request waits to be taken is their sum at most. After that a keeper has the grace once more to bring it to
-where it survives this process: so 50 ms of records are all that may be lost of one that is killed."""
+INTERVAL_S, GRACE_S = 0.04, 0.01
+"""How long a request waits to be taken at most. After that a keeper has the grace to bring it to where it survives this
+process: so 50 ms of records are all that may be lost of one that is killed."""
 
 CAPACITY = 65_536
 """Requests that wait to be taken, which is seconds of them; more are dropped and counted, as if the thread had died."""
@@ -78,6 +78,10 @@ class Keeper(Protocol):
 
     def start(self) -> None: ...
     def take(self, notes: Sequence[Note]) -> None: ...
+    def waits(self) -> bool:
+        """Whether anything that was taken has not left yet."""
+        ...
+
     def hurry(self) -> None:
         """The grace has passed: what has not left is to be made safe now."""
         ...
@@ -130,14 +134,17 @@ class RequestLog:
             self._keeper.stop()
 
     def _run(self) -> None:
+        rest_s = INTERVAL_S
         while not self._stopping:
-            self._wake.wait(INTERVAL_S)
+            self._wake.wait(rest_s)
             self._wake.clear()
-            taken = self._take()
+            self._take()
             self._write(0)
-            if self._keeper is not None and taken:
+            rest_s = INTERVAL_S
+            if self._keeper is not None and self._keeper.waits():
                 self._wake.wait(GRACE_S)
                 self._keeper.hurry()
+                rest_s -= GRACE_S
         self._take()
         self._write(_PATIENCE_S)
 
@@ -145,13 +152,12 @@ class RequestLog:
         """Take the oldest that nobody has taken yet."""
         return self._gathered.take(count)
 
-    def _take(self) -> int:
-        """Count what has gathered, and make its lines; how many there were."""
+    def _take(self) -> None:
+        """Count what has gathered, and make its lines."""
         records = self.gathered(CAPACITY)
         if self._keeper is not None:
             self._keeper.take(records)
         self._count(records)
-        return len(records)
 
     def _count(self, records: Sequence[Note]) -> None:
         by_kind: defaultdict[Kind, list[Note]] = defaultdict(list)

@@ -69,6 +69,11 @@ class Outlet:
         if overflow:
             self._keep(overflow)
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything that was put has not left yet."""
+        return len(self._waiting) > 0
+
     def hurry(self) -> None:
         """Spill what still waits."""
         with self._books:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 
-from app.adapters.redis_clients import make_redis
+from app.adapters.redis_clients import make_connection
 from app.adapters.spill import Spill
 from app.adapters.telemetry_stream import TelemetryStream
 from app.bootstrap import monotonic_ms, tell_end
@@ -44,12 +44,12 @@ class Process:
     """What an API process has of it; its network is a proxy."""
 
     def __init__(self, url: str, folder: Path, *, spill_bytes: int = 64 * MB, stream_bytes: int = 64 * MB) -> None:
-        self.client = make_redis(url, timeout_s=0.3, repeats=False)
+        self.stream = TelemetryStream(make_connection(url, timeout_s=0.3), STREAM, stream_bytes)
         self.source = Source(PLACE)
         self.spill = Spill(folder, self.source.name, spill_bytes)
         self.capture = Capture(
             self.source,
-            TelemetryStream(self.client, STREAM, stream_bytes),
+            self.stream,
             self.spill,
             Breaker("stream", 1, 50, monotonic_ms),
             STREAM,
@@ -66,7 +66,7 @@ class Process:
     def stop(self) -> None:
         self.log.stop()
         self.spill.close()
-        self.client.close()
+        self.stream.close()
 
     def counted(self) -> dict[str, float]:
         """Since it began."""
