@@ -17,8 +17,9 @@ from app.domain.api_key import HEADER, Caller, redacted
 from app.domain.api_key import Scope as KeyScope
 from app.errors import PricingError, Unauthenticated
 from app.observability import metrics
+from app.observability.notes import Kind
 from app.observability.receipts import Receipts
-from app.observability.requests import Kind, RequestLog
+from app.observability.requests import RequestLog
 from app.observability.tracing import RequestTrace, begin_request_trace
 from app.services.callers import Callers
 
@@ -78,11 +79,12 @@ class RequestMiddleware:
                 request = request.of_span(span)
                 _describe(span, kind.route, kind)
         ended = time.perf_counter()
+        traceparent = request.traceparent
         self._log.note(
             ended,
             kind,
             ended - began,
-            request,
+            traceparent,
             answer.quotes,
             len(answer.body),
             caller.key_id,
@@ -92,7 +94,7 @@ class RequestMiddleware:
         )
         own = b"content-type: application/json\r\ncontent-length: %d\r\ntraceparent: %b\r\n%b\r\n" % (
             len(answer.body),
-            request.traceparent,
+            traceparent,
             b"".join(b"%b: %b\r\n" % header for header in standing),
         )
         return own, answer.body
@@ -119,7 +121,7 @@ class RequestMiddleware:
             ended,
             kind,
             ended - began,
-            request,
+            request.traceparent,
             at_hand,
             sent_bytes,
             key_id,

@@ -8,27 +8,26 @@ import itertools
 import os
 import threading
 import time
+from binascii import unhexlify
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from app.domain.client_address import LONGEST_HEADER, Network, clean_user_id, client_address, last_of
 from app.domain.parcel import Parcel
-from app.domain.telemetry import MOST_RECORDS, Asked, encode_columns
+from app.domain.telemetry import Asked, encode_columns
 from app.observability import metrics
-from app.observability.requests import Kind, Note
+from app.observability.notes import Kind, Noted
 from app.observability.sources import End, Source
 from app.observability.tracing import RequestTrace, messaging, traceparent_of
-from app.pipeline.batcher import Batcher, Limits
 from app.pipeline.outlet import Outlet, Spill, Stream
 from app.services.breaker import Breaker
-
-_Said = tuple[Kind, tuple[str, int] | None, bytes | None, str, bytes | None, bool]
 
 _logger = structlog.get_logger(__name__)
 _tracer = trace.get_tracer(__name__)
@@ -68,7 +67,6 @@ class Capture:
         self.numbers = source.numbers
         self._source, self._spill, self._destination, self._kept = source, spill, destination, kept
         self._outlet = Outlet(stream, spill, breaker, self._sent)
-        self._batcher = Batcher[Note](Limits(MOST_RECORDS), lambda: 0)
         self._believes_proxies = bool(trusted)
         self._client = lru_cache(10_000)(lambda peer, forwarded: client_address(peer, forwarded, trusted))
         self._user = lru_cache(10_000)(clean_user_id)
@@ -81,16 +79,14 @@ class Capture:
     def start(self) -> None:
         self._thread.start()
 
-    def take(self, notes: Sequence[Note]) -> None:
+    def take(self, batches: Sequence[Noted]) -> None:
         """Send these on their way."""
-        batches = self._batcher.add(notes)
-        batches.append(self._batcher.flush())
         parcels = []
         for run in (run for batch in batches for run in self._runs(batch)):
             try:
                 parcels.append(self._parcel(run))
             except Exception as error:  # a defect; but durations are to be counted all the same
-                metrics.telemetry_dropped.labels("defect").inc(len(run))
+                metrics.telemetry_dropped.labels("defect").inc(len(run.rows))
                 _logger.error("requests cannot be recorded", exc_info=error)
         if self._kept is not None:
             self._outlet.put_and_wait(parcels)
@@ -159,82 +155,74 @@ class Capture:
             metrics.telemetry_published.labels("spill").inc(replayed)
         return more
 
-    def _runs(self, notes: Sequence[Note]) -> Sequence[Sequence[Note]]:
+    def _runs(self, noted: Noted) -> Sequence[Noted]:
         """Those without a gap in their numbers, which is where the buffer was full."""
-        if not notes:
-            return []
-        first, last = notes[0][0], notes[-1][0]
+        numbers = noted.rows["number"]
+        first, last = int(numbers[0]), int(numbers[-1])
         metrics.telemetry_noted.inc(last - self._taken)
-        missing = last - self._taken - len(notes)
+        missing = last - self._taken - len(numbers)
         self._taken = last
-        if not missing:
-            return [notes]
-        metrics.telemetry_dropped.labels("memory_full").inc(missing)
-        if last - first == len(notes) - 1:
-            return [notes]
-        starts = [0, *(n for n in range(1, len(notes)) if notes[n][0] != notes[n - 1][0] + 1), len(notes)]
-        return [notes[start:end] for start, end in itertools.pairwise(starts)]
+        if missing:
+            metrics.telemetry_dropped.labels("memory_full").inc(missing)
+        if last - first == len(numbers) - 1:
+            return [noted]
+        starts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+        return [
+            Noted(noted.rows[start:end], noted.said, noted.said_of[start:end])
+            for start, end in itertools.pairwise(starts)
+        ]
 
-    def _parcel(self, notes: Sequence[Note]) -> Parcel:
-        numbers, ended, kinds, seconds, requests, _, sent_bytes, key_ids, clients, forwarded, user_ids = zip(
-            *notes, strict=True
-        )
-        sampled = [request.sampled for request in requests]
-        # Of what one client asks again and again, addresses and the like are looked at once per batch.
-        places: dict[_Said, int] = {}
-        said = zip(kinds, clients, forwarded, key_ids, user_ids, sampled, strict=True)
-        asked_of = [places.setdefault(each, len(places)) for each in said]
-        latency_ns = (np.array(seconds) * 1e9).astype(np.int64)
+    def _parcel(self, noted: Noted) -> Parcel:
+        rows, said = noted.rows, noted.said
+        latency_ns = (rows["seconds"] * 1e9).astype(np.int64)
         clock_ns = time.time_ns() - time.perf_counter_ns()
-        started_at_ns = clock_ns + (np.array(ended) * 1e9).astype(np.int64) - latency_ns
-        first = numbers[0]
+        started_at_ns = clock_ns + (rows["ended"] * 1e9).astype(np.int64) - latency_ns
+        first = int(rows["number"][0])
         batch = encode_columns(
             self._source.name,
             os.getpid(),
             first,
             self._answered_ns,
-            [self._asked(*each) for each in places],
-            asked_of,
+            [self._asked(*each) for each in said],  # of many requests once
+            noted.said_of,
             started_at_ns,
             latency_ns,
-            sent_bytes,
-            [request.trace_id for request in requests],
+            rows["sent_bytes"],
+            unhexlify(rows["trace_id"].tobytes()),
         )
         self._answered_ns = int(started_at_ns[-1] + latency_ns[-1])
         fields = {
             b"source": self._source.name.encode(),
             b"first": b"%d" % first,
-            b"count": b"%d" % len(notes),
+            b"count": b"%d" % len(rows),
             b"batch": batch,
         }
-        if any(sampled):
-            span = self._span([request for request in requests if request.sampled], len(notes))
+        if any(sampled for *_, sampled in said):
+            sampled = np.array([sampled for *_, sampled in said])[noted.said_of]
+            span = self._span(rows[sampled], len(rows))
             fields[b"traceparent"] = traceparent_of(span)
             self._spans[fields[b"first"]] = span
-        return Parcel(fields, len(notes))
+        return Parcel(fields, len(rows))
 
     def _asked(
-        self,
-        kind: Kind,
-        client: tuple[str, int] | None,
-        forwarded: bytes | None,
-        key_id: str,
-        user_id: bytes | None,
-        sampled: bool,
+        self, kind: Kind, client: str, key_id: str, forwarded: bytes | None, user_id: bytes | None, sampled: bool
     ) -> Asked:
-        said = last_of(forwarded) if forwarded and self._believes_proxies else None
-        address = self._client(client[0], said) if client else ""
+        last = last_of(forwarded) if forwarded and self._believes_proxies else None
+        address = self._client(client, last) if client else ""
         user = self._user(user_id) if user_id and len(user_id) <= LONGEST_HEADER else ""
         return kind.method, kind.route, kind.status, address, key_id, user, sampled
 
-    def _span(self, sampled: Sequence[RequestTrace], records: int) -> trace.Span:
-        """A trace of the batch's own, which leads to those of the requests in it that are kept."""
+    def _span(self, sampled: npt.NDArray[Any], records: int) -> trace.Span:
+        """A trace of the batch's own, which leads to those of the requests in it that are kept (dtype `ROW`)."""
         attributes = messaging("redis", "publish", "send", self._destination)
         return _tracer.start_span(
             "publish telemetry",
             context=Context(),
             kind=trace.SpanKind.PRODUCER,
-            links=[trace.Link(request.span_context()) for request in sampled],
+            links=[
+                trace.Link(RequestTrace(trace_id.decode(), span_id.decode(), None, True).span_context())
+                for trace_id, span_id in sampled[["trace_id", "span_id"]].tolist()
+            ],
             attributes=attributes | {"messaging.batch.message_count": records},
         )
 

@@ -5,19 +5,22 @@ Writing a line and moving a histogram costs more than answering from memory, so 
 and a thread takes what has gathered. A process that is killed loses what it had not written.
 """
 
-import json
 import logging
 import os
 import select
+import stat
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from app.observability import metrics
-from app.observability.tracing import RequestTrace
+from app.observability.access_records import access_lines, pieces
+from app.observability.notes import Kind, Note, Noted, row
+from app.pipeline.batcher import Batcher, Limits
 from app.pipeline.buffer import Buffer, WhenFull
 
 INTERVAL_S, GRACE_S = 0.04, 0.01
@@ -30,44 +33,17 @@ CAPACITY = 65_536
 _PATIENCE_S = 1.0
 """How long the end waits for a reader of the log that does not read."""
 
-_PIECE = select.PIPE_BUF
-"""A pipe takes so many bytes as one, whoever else writes to it, and, if it takes any now, without waiting."""
+_PIECE, _WHOLE = select.PIPE_BUF, 1 << 20
+"""A pipe takes so many bytes as one, whoever else writes to it, and, if it takes any now, without waiting; a file any
+number. Each write gives up Python's lock, and asks who answers to give it back."""
 
+_AT_ONCE = 500
+"""Requests: for operations on more numpy gives up Python's lock, and asks who answers to give it back."""
+
+_SAMPLED = ord("1")
 _access = logging.getLogger("access")
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
 MAX_BACKLOG = 4_000_000
 """Bytes of access records that wait for a log that does not take them; more are dropped, and counted."""
-
-
-class Kind(NamedTuple):
-    """What requests are counted by."""
-
-    method: str
-    route: str
-    status: int
-
-
-class Note(NamedTuple):
-    """One answered request, as it is taken from the buffer; what is in it is a plain tuple."""
-
-    number: int
-    """Of this process' requests, from 1 on."""
-    ended: float
-    """As `time.perf_counter` has it."""
-    kind: Kind
-    seconds: float
-    request: RequestTrace
-    at_hand: int
-    """Quotes that were answered from this process' memory, without their endpoint."""
-    sent_bytes: int
-    key_id: str
-    client: tuple[str, int] | None
-    """Who is at the other end of the connection."""
-    forwarded: bytes | None
-    """X-Forwarded-For, as it came."""
-    user_id: bytes | None
-    """X-User-ID, as it came."""
 
 
 class Keeper(Protocol):
@@ -77,7 +53,7 @@ class Keeper(Protocol):
     """Its first item is raised with each request, before anything else."""
 
     def start(self) -> None: ...
-    def take(self, notes: Sequence[Note]) -> None: ...
+    def take(self, batches: Sequence[Noted]) -> None: ...
     def waits(self) -> bool:
         """Whether anything that was taken has not left yet."""
         ...
@@ -95,8 +71,10 @@ class RequestLog:
         Who sets `wake` does not want to wait for the next interval."""
         self._process, self._keeper = process, keeper
         self._numbers = keeper.numbers if keeper is not None else memoryview(bytearray(8)).cast("Q")
-        self._gathered = Buffer[Any](CAPACITY, WhenFull.DROP_NEWEST)
+        self._gathered = Buffer[Note](CAPACITY, WhenFull.DROP_NEWEST)
+        self._batcher = Batcher[Note](Limits(_AT_ONCE), lambda: 0)
         self._backlog: list[bytes] = []
+        self._piece = _PIECE
         self._stopping, self._wake = False, wake or threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
 
@@ -105,7 +83,7 @@ class RequestLog:
         ended: float,
         kind: Kind,
         seconds: float,
-        request: RequestTrace,
+        traceparent: bytes,
         at_hand: int = 0,
         sent_bytes: int = 0,
         key_id: str = "",
@@ -113,14 +91,16 @@ class RequestLog:
         forwarded: bytes | None = None,
         user_id: bytes | None = None,
     ) -> int:
-        """A request was answered, as `Note` says it; its number. For the one thread that answers."""
+        """A request was answered, as `ROW` and `Said` have it, with this traceparent (W3C Trace Context, version 00);
+        its number. For the one thread that answers."""
         self._numbers[0] = number = self._numbers[0] + 1
-        self._gathered.put(
-            (number, ended, kind, seconds, request, at_hand, sent_bytes, key_id, client, forwarded, user_id)
-        )
+        said = (kind, "" if client is None else client[0], key_id, forwarded, user_id, traceparent[-1] == _SAMPLED)
+        self._gathered.put((row(number, ended, seconds, sent_bytes, at_hand, traceparent), said))
         return number
 
     def start(self) -> None:
+        """Write to where standard error leads now."""
+        self._piece = _WHOLE if stat.S_ISREG(os.fstat(sys.stderr.fileno()).st_mode) else _PIECE
         if self._keeper is not None:
             self._keeper.start()
         self._thread.start()
@@ -148,48 +128,32 @@ class RequestLog:
         self._take()
         self._write(_PATIENCE_S)
 
-    def gathered(self, count: int) -> list[Note]:
-        """Take the oldest that nobody has taken yet."""
-        return self._gathered.take(count)
+    def gathered(self) -> list[Noted]:
+        """Take what nobody has taken yet, in batches."""
+        batches = self._batcher.add(self._gathered.take(CAPACITY))
+        return [Noted.of(batch) for batch in (*batches, self._batcher.flush()) if batch]
 
     def _take(self) -> None:
         """Count what has gathered, and make its lines."""
-        records = self.gathered(CAPACITY)
+        batches = self.gathered()
         if self._keeper is not None:
-            self._keeper.take(records)
-        self._count(records)
+            self._keeper.take(batches)
+        for noted in batches:
+            self._count(noted)
 
-    def _count(self, records: Sequence[Note]) -> None:
-        by_kind: defaultdict[Kind, list[Note]] = defaultdict(list)
-        for record in records:
-            by_kind[record[2]].append(record)
-        for kind, same in by_kind.items():
+    def _count(self, noted: Noted) -> None:
+        by_kind: defaultdict[tuple[Kind, str], list[int]] = defaultdict(list)
+        for place, (kind, _, key_id, *_) in enumerate(noted.said):
+            by_kind[kind, key_id].append(place)
+        for (kind, key_id), places in by_kind.items():
+            rows = noted.rows if len(by_kind) == 1 else noted.rows[np.isin(noted.said_of, places)]
             method = kind.method if kind.method in metrics.METHODS else "other"
             duration = metrics.http_request_duration.labels(method, kind.route, str(kind.status))
-            metrics.observe_many(duration, [record[3] for record in same])
+            metrics.observe_many(duration, rows["seconds"])
             if _access.isEnabledFor(logging.INFO):
-                self._backlog += self._pieces(kind, same)
-        if at_hand := sum(record[5] for record in records):
+                self._backlog += pieces(access_lines(rows, kind, key_id, self._process), self._piece)
+        if at_hand := int(noted.rows["at_hand"].sum()):
             metrics.quotes.labels("near_cache").inc(at_hand)
-
-    def _pieces(self, kind: Kind, records: list[Note]) -> list[bytes]:
-        """The records' lines, as many in a piece as one write takes whole."""
-        began = time.time() - time.perf_counter()
-        fields = _json(kind._asdict())[1:-1]
-        rest = _json({"process": self._process, "event": "request", "level": "info", "logger": "access"})[1:]
-        lines = []
-        second, shown = 0, ""
-        for _, ended, _, seconds, request, _, _, key_id, *_ in records:
-            at = began + ended
-            if int(at) != second:
-                second = int(at)
-                shown = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            lines.append(
-                f'{{"timestamp":"{shown}.{int((at - second) * 1e6):06}Z",{fields},"ms":{seconds * 1000:.3f},'
-                f'"trace_id":"{request.trace_id}","span_id":"{request.span_id}","key_id":"{key_id}",{rest}\n'
-            )
-        fit = max(1, _PIECE // max(map(len, lines)))
-        return ["".join(lines[start : start + fit]).encode() for start in range(0, len(lines), fit)]
 
     def _write(self, patience_s: float) -> None:
         """What the log takes within this time, and without anybody waiting for it longer."""
@@ -199,8 +163,10 @@ class RequestLog:
         written = 0
         try:
             while written < len(self._backlog) and ready.poll(patience_s * 1000):
-                os.write(log, self._backlog[written])
-                written += 1
+                piece = self._backlog[written]
+                taken = os.write(log, piece)
+                self._backlog[written] = piece[taken:]
+                written += taken == len(piece)
         except OSError:  # a full disk or a closed pipe: what was counted stays counted
             self._drop(len(self._backlog))
             return

@@ -10,9 +10,10 @@ import redis
 
 from app.domain.parcel import Parcel
 from app.observability.capture import Capture
-from app.observability.requests import Kind, RequestLog
+from app.observability.notes import Kind
+from app.observability.requests import RequestLog
 from app.observability.sources import Source
-from app.observability.tracing import RequestTrace, begin_request_trace
+from app.observability.tracing import begin_request_trace
 from app.services.breaker import Breaker
 from loadtests.bench import load
 from loadtests.bench.results import Result, result
@@ -114,7 +115,7 @@ class _Nowhere:
 def _in_process(rounds: int) -> Iterator[Result]:
     """What the request itself waits for, and what the threads do for it later: taken, encoded, handed over."""
     batch, kind, client = 500, Kind("POST", PRICE, 200), ("127.0.0.1", 4711)
-    traces: list[RequestTrace] = [begin_request_trace(None, 0) for _ in range(batch)]
+    traces = [begin_request_trace(None, 0).traceparent for _ in range(batch)]
     nowhere = _Nowhere()
     capture = Capture(Source(255), nowhere, nowhere, Breaker("nowhere", 1, 1, lambda: 0), "nowhere", ())
     log = RequestLog("bench", capture)
@@ -126,7 +127,7 @@ def _in_process(rounds: int) -> Iterator[Result]:
             for trace in traces:
                 log.note(began, kind, 0.00003, trace, 1, 700, "kEyId", client, None, None)
             noted = time.perf_counter()
-            capture.take(log.gathered(batch))
+            capture.take(log.gathered())
             capture.send()
             best_noting, best_later = min(best_noting, noted - began), min(best_later, time.perf_counter() - noted)
         noting.append(best_noting / batch * 1e6)

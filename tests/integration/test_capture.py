@@ -19,16 +19,17 @@ from app.domain.client_address import parse_networks
 from app.domain.telemetry import RequestRecord, decode_batch
 from app.observability import metrics
 from app.observability.capture import Capture
-from app.observability.requests import Kind, RequestLog
+from app.observability.notes import Kind
+from app.observability.requests import RequestLog
 from app.observability.sources import End, Source, left_by
-from app.observability.tracing import RequestTrace
 from app.services.breaker import Breaker
 from app.settings import Settings
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.waiting import eventually
 
 STREAM = "telemetry"
-TRACE = RequestTrace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", None, False)
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-00".encode()
 KIND = Kind("GET", "/healthz", 200)
 PLACE = 200
 MB = 1 << 20
@@ -61,7 +62,7 @@ class Process:
 
     def answer(self, count: int, **also: Any) -> None:
         for _ in range(count):
-            self.log.note(time.perf_counter(), KIND, 0.001, TRACE, **also)
+            self.log.note(time.perf_counter(), KIND, 0.001, TRACEPARENT, **also)
 
     def stop(self) -> None:
         self.log.stop()
@@ -121,7 +122,7 @@ def test_what_a_request_leaves_is_what_arrives(process: Callable[..., Process], 
     api = process()
     before = time.time_ns()
     api.log.note(
-        time.perf_counter(), Kind("POST", "/api/v1/price", 200), 0.002, TRACE, 1, 345, "kEyId", ("10.1.2.3", 1),
+        time.perf_counter(), Kind("POST", "/api/v1/price", 200), 0.002, TRACEPARENT, 1, 345, "kEyId", ("10.1.2.3", 1),
         b"198.51.100.1", b"Zo\xc3\xab",
     )  # fmt: skip
     (fields,) = eventually(lambda: entries(valkey, api.source.name))
@@ -129,7 +130,7 @@ def test_what_a_request_leaves_is_what_arrives(process: Callable[..., Process], 
     assert abs(record.started_at_ns - before) < 10**9
     assert record == RequestRecord(
         record.started_at_ns, 2_000_000, "POST", "/api/v1/price", 200, 345, "198.51.100.1", "kEyId", "Zoë",
-        TRACE.trace_id, False,
+        TRACE_ID, False,
     )  # fmt: skip
 
 
@@ -252,7 +253,7 @@ def test_nobody_fills_the_memory_with_long_headers(process: Callable[..., Proces
         for n in range(300):
             long = b"%06d" % n + b"x" * 100_000
             client = ("10.1.2.3", 1)
-            api.log.note(time.perf_counter(), KIND, 0.001, TRACE, 0, 0, "", client, long + b", 10.9.9.9", long)
+            api.log.note(time.perf_counter(), KIND, 0.001, TRACEPARENT, 0, 0, "", client, long + b", 10.9.9.9", long)
         del long
         eventually(lambda: api.counted()["published"] == 300)
         eventually(lambda: tracemalloc.get_traced_memory()[0] < 10 * MB)

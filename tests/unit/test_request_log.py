@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from app.observability import metrics
-from app.observability.requests import MAX_BACKLOG, Kind, RequestLog
+from app.observability.access_records import LONGEST_US
+from app.observability.notes import Kind
+from app.observability.requests import MAX_BACKLOG, RequestLog
 from app.observability.tracing import RequestTrace
 from tests.support.waiting import eventually
 
 BUCKETS = (0.001, 0.01, 0.1)
-TRACE = RequestTrace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", None, False)
+TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 seconds = st.one_of(st.sampled_from([0.0, *BUCKETS, 0.1000001, 99.0]), st.floats(0, 1))
 
@@ -62,12 +64,16 @@ def requests(route: str) -> float:
     return sum(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
 
-def numbered(trace_id: str) -> RequestTrace:
-    return RequestTrace(trace_id, TRACE.span_id, None, False)
+def traceparent(trace_id: str = TRACE_ID) -> bytes:
+    return RequestTrace(trace_id, SPAN_ID, None, False).traceparent
+
+
+def numbered(process: int, n: int) -> str:
+    return f"{process:016x}{n:016x}"
 
 
 def note(log: RequestLog, route: str = "/api/v1/price") -> None:
-    log.note(time.perf_counter(), Kind("POST", route, 200), 0.0012345, TRACE, key_id="kEyId")
+    log.note(time.perf_counter(), Kind("POST", route, 200), 0.0012345, traceparent(), key_id="kEyId")
 
 
 def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
@@ -81,10 +87,37 @@ def test_a_line_is_json_with_the_fields_of_every_log_line_and_of_a_request(
     entry = json.loads(line)
     assert abs(datetime.fromisoformat(entry.pop("timestamp")).timestamp() - time.time()) < 60
     assert entry == {
-        "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE.trace_id,
-        "span_id": TRACE.span_id, "key_id": "kEyId", "process": "api",
+        "method": "POST", "route": "/api/v1/price", "status": 200, "ms": 1.234, "trace_id": TRACE_ID,
+        "span_id": SPAN_ID, "key_id": "kEyId", "process": "api",
         "event": "request", "level": "info", "logger": "access",
     }  # fmt: skip
+
+
+durations = st.one_of(st.sampled_from([0.0, 4.99e-7, 0.9999999, 1.0, 59.9, 999.999999, 1e5]), st.floats(0, 1200))
+
+
+@given(
+    st.lists(st.tuples(durations, st.floats(-2, 0), st.sampled_from(["/a", "/b%s"]), st.sampled_from(["", "kEyId"])))
+)
+def test_of_whatever_is_answered_together_each_line_says_its_own(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[float, float, str, str]]
+) -> None:
+    now, moment = time.time(), time.perf_counter()
+    file = tmp_path_factory.mktemp("log") / "log"
+    with pytest.MonkeyPatch.context() as patch, file.open("w") as written:
+        patch.setattr(sys, "stderr", written)
+        log = RequestLog("api")
+        for n, (took, ago, route, key_id) in enumerate(asked):
+            log.note(moment + ago, Kind("POST", route, 200), took, traceparent(numbered(7, n)), key_id=key_id)
+        log.start()
+        log.stop()
+    entries = {int(entry["trace_id"][16:], 16): entry for entry in map(json.loads, file.read_text().splitlines())}
+    assert set(entries) == set(range(len(asked)))
+    for n, (took, ago, route, key_id) in enumerate(asked):
+        entry = entries[n]
+        assert (entry["route"], entry["key_id"]) == (route, key_id)
+        assert entry["ms"] == pytest.approx(min(took * 1000, LONGEST_US / 1000), abs=0.0011)
+        assert datetime.fromisoformat(entry["timestamp"]).timestamp() == pytest.approx(now + ago, abs=0.1)
 
 
 def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -94,7 +127,8 @@ def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.Capt
 
     def answer(process: int) -> None:
         for n in range(2_000):
-            log.note(time.perf_counter(), Kind("POST", "/noted", 200), 0.001, numbered(f"{process}-{n}"), n % 2)
+            trace_id = numbered(process, n)
+            log.note(time.perf_counter(), Kind("POST", "/noted", 200), 0.001, traceparent(trace_id), n % 2)
 
     threads = [threading.Thread(target=answer, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -103,7 +137,7 @@ def test_nothing_is_lost_or_written_twice_up_to_the_end(capfdbinary: pytest.Capt
         thread.join()
     log.stop()
     written = [json.loads(line)["trace_id"] for line in capfdbinary.readouterr().err.splitlines()]
-    assert sorted(written) == sorted(f"{process}-{n}" for process in range(3) for n in range(2_000))
+    assert sorted(written) == sorted(numbered(process, n) for process in range(3) for n in range(2_000))
     assert requests("/noted") == 6_000
     assert quotes() - before == 3_000
 
