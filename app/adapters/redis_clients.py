@@ -35,8 +35,8 @@ class Connection(Protocol):
 
 
 def make_connection(url: str, timeout_s: float) -> Connection:
-    """For one who asks one thing at a time; connects on first use, and again after each failure. Nothing is
-    repeated."""
+    """For one who asks one thing at a time; connects on first use, and again after each failure. Nothing is repeated.
+    The client reads the address, and is not used."""
     return make_redis(url, timeout_s, repeats=False).connection_pool.make_connection()
 
 

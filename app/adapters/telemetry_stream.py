@@ -4,6 +4,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import redis
+
 from app.adapters.redis_clients import Connection, unavailable_if_down
 from app.domain.parcel import Parcel
 from app.errors import Overloaded
@@ -23,9 +25,9 @@ return 1
 
 
 class TelemetryStream:
-    """Over a bare connection, since what a client and its pool do beside costs half as much again: a call that comes
-    every 40 ms finds nothing of it in the processor's caches. Nor is a command repeated. Who repeats what was not
-    answered may have an entry in the stream twice; whoever reads them knows records by their source and number."""
+    """Over a bare connection, since what a client and its pool do beside costs as much again: a call that comes every
+    40 ms finds nothing of it in the processor's caches. What is repeated because it was not answered may be in the
+    stream twice; whoever reads it knows records by their source and number."""
 
     def __init__(self, connection: Connection, stream: str, limit_bytes: int) -> None:
         self._connection, self._stream, self._limit_bytes = connection, stream, limit_bytes
@@ -39,9 +41,16 @@ class TelemetryStream:
             arguments.append(2 * len(parcel.fields))
             arguments += [value for pair in parcel.fields.items() for value in pair]
         with self._mine, unavailable_if_down():
-            self._connection.send_command("EVAL", _ADD, 1, self._stream, *arguments)
-            if not self._connection.read_response():
+            try:
+                added = self._call(arguments)
+            except redis.ConnectionError:  # perhaps the server had closed it, since nothing happened for long
+                added = self._call(arguments)
+            if not added:
                 raise Overloaded(f"the stream {self._stream} has more than {self._limit_bytes:,} bytes")
+
+    def _call(self, arguments: Sequence[Any]) -> Any:
+        self._connection.send_command("EVAL", _ADD, 1, self._stream, *arguments)
+        return self._connection.read_response()
 
     def close(self) -> None:
         self._connection.disconnect()

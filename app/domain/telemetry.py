@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-MOST_RECORDS = 512
-"""Records in a batch, at most."""
+MOST_RECORDS = 500
+"""Records in a batch, at most: for operations on more numpy gives up Python's lock, and whoever answers requests has to
+give it back."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -167,10 +167,7 @@ class Capture:
         if last - first == len(numbers) - 1:
             return [noted]
         starts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
-        return [
-            Noted(noted.rows[start:end], noted.said, noted.said_of[start:end])
-            for start, end in itertools.pairwise(starts)
-        ]
+        return [noted.only(slice(start, end)) for start, end in itertools.pairwise(starts)]
 
     def _parcel(self, noted: Noted) -> Parcel:
         rows, said = noted.rows, noted.said

@@ -21,7 +21,7 @@ Said = tuple[Kind, str, str, bytes | None, bytes | None, bool]
 X-Forwarded-For and X-User-ID as they came, and whether their trace is kept."""
 
 Note = tuple[bytes, Said]
-"""One answered request, as it waits to be taken: a row of numbers is much smaller than an object for each, and what
+"""One answered request, as it waits to be taken: a row of numbers is half as large as an object for each, and what
 gathers until the next round shall fit into the processor's caches beside what is needed to answer."""
 
 row = struct.Struct("<QddQI55s").pack
@@ -51,3 +51,8 @@ class Noted(NamedTuple):
         places: dict[Said, int] = {}
         said_of = [places.setdefault(each, len(places)) for each in said]
         return cls(np.frombuffer(b"".join(rows), ROW), list(places), np.array(said_of, np.uint16))
+
+    def only(self, which: slice | npt.NDArray[np.bool_]) -> "Noted":
+        """Some of these rows, and what these have in common."""
+        used, said_of = np.unique(self.said_of[which], return_inverse=True)
+        return Noted(self.rows[which], [self.said[place] for place in used.tolist()], said_of.astype(np.uint16))

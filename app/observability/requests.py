@@ -17,8 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
+from app.domain.telemetry import MOST_RECORDS
 from app.observability import metrics
-from app.observability.access_records import access_lines, pieces
+from app.observability.access_records import access_lines
 from app.observability.notes import Kind, Note, Noted, row
 from app.pipeline.batcher import Batcher, Limits
 from app.pipeline.buffer import Buffer, WhenFull
@@ -37,11 +38,8 @@ _PIECE, _WHOLE = select.PIPE_BUF, 1 << 20
 """A pipe takes so many bytes as one, whoever else writes to it, and, if it takes any now, without waiting; a file any
 number. Each write gives up Python's lock, and asks who answers to give it back."""
 
-_AT_ONCE = 500
-"""Requests: for operations on more numpy gives up Python's lock, and asks who answers to give it back."""
-
-_SAMPLED = ord("1")
-_access = logging.getLogger("access")
+_SAMPLED, _END = b"1\n"
+_logger, _access = logging.getLogger(__name__), logging.getLogger("access")
 MAX_BACKLOG = 4_000_000
 """Bytes of access records that wait for a log that does not take them; more are dropped, and counted."""
 
@@ -55,7 +53,7 @@ class Keeper(Protocol):
     def start(self) -> None: ...
     def take(self, batches: Sequence[Noted]) -> None: ...
     def waits(self) -> bool:
-        """Whether anything that was taken has not left yet."""
+        """Whether anything was taken that nobody has begun to send."""
         ...
 
     def hurry(self) -> None:
@@ -72,8 +70,8 @@ class RequestLog:
         self._process, self._keeper = process, keeper
         self._numbers = keeper.numbers if keeper is not None else memoryview(bytearray(8)).cast("Q")
         self._gathered = Buffer[Note](CAPACITY, WhenFull.DROP_NEWEST)
-        self._batcher = Batcher[Note](Limits(_AT_ONCE), lambda: 0)
-        self._backlog: list[bytes] = []
+        self._batcher = Batcher[Note](Limits(MOST_RECORDS), lambda: 0)
+        self._backlog, self._torn = bytearray(), False
         self._piece = _PIECE
         self._stopping, self._wake = False, wake or threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
@@ -139,42 +137,47 @@ class RequestLog:
         if self._keeper is not None:
             self._keeper.take(batches)
         for noted in batches:
-            self._count(noted)
+            try:
+                self._count(noted)
+            except Exception:  # a defect; but what comes is to be counted, and kept, all the same
+                _logger.exception("requests cannot be counted")
 
     def _count(self, noted: Noted) -> None:
-        by_kind: defaultdict[tuple[Kind, str], list[int]] = defaultdict(list)
-        for place, (kind, _, key_id, *_) in enumerate(noted.said):
-            by_kind[kind, key_id].append(place)
-        for (kind, key_id), places in by_kind.items():
-            rows = noted.rows if len(by_kind) == 1 else noted.rows[np.isin(noted.said_of, places)]
+        by_kind: defaultdict[Kind, list[int]] = defaultdict(list)
+        for place, (kind, *_) in enumerate(noted.said):
+            by_kind[kind].append(place)
+        for kind, places in by_kind.items():
+            same = noted if len(by_kind) == 1 else noted.only(np.isin(noted.said_of, places))
             method = kind.method if kind.method in metrics.METHODS else "other"
             duration = metrics.http_request_duration.labels(method, kind.route, str(kind.status))
-            metrics.observe_many(duration, rows["seconds"])
+            metrics.observe_many(duration, same.rows["seconds"])
             if _access.isEnabledFor(logging.INFO):
-                self._backlog += pieces(access_lines(rows, kind, key_id, self._process), self._piece)
+                self._backlog += access_lines(same, kind, self._process)
         if at_hand := int(noted.rows["at_hand"].sum()):
             metrics.quotes.labels("near_cache").inc(at_hand)
 
     def _write(self, patience_s: float) -> None:
-        """What the log takes within this time, and without anybody waiting for it longer."""
-        log = sys.stderr.fileno()
+        """What the log takes within this time, without anybody waiting for it longer: whole lines."""
+        log, lines, start = sys.stderr.fileno(), self._backlog, 0
         ready = select.poll()
         ready.register(log, select.POLLOUT)
-        written = 0
         try:
-            while written < len(self._backlog) and ready.poll(patience_s * 1000):
-                piece = self._backlog[written]
-                taken = os.write(log, piece)
-                self._backlog[written] = piece[taken:]
-                written += taken == len(piece)
+            while start < len(lines) and ready.poll(patience_s * 1000):
+                if self._torn:  # the next line is to be one of its own
+                    os.write(log, b"\n")
+                    self._torn = False
+                end = lines.rfind(b"\n", start, start + self._piece) + 1 or lines.index(b"\n", start) + 1
+                start += os.write(log, lines[start:end])
         except OSError:  # a full disk or a closed pipe: what was counted stays counted
-            self._drop(len(self._backlog))
+            self._torn = lines[start - 1] != _END if start else self._torn
+            self._drop(start)
+            lines.clear()
             return
-        del self._backlog[:written]
-        self._drop(len(self._backlog) - MAX_BACKLOG // _PIECE)
+        del lines[:start]
+        if len(lines) > MAX_BACKLOG:
+            self._drop(lines.rfind(b"\n", 0, MAX_BACKLOG) + 1)
 
-    def _drop(self, pieces: int) -> None:
-        """The newest: what was before the trouble says more of it."""
-        if pieces > 0:
-            metrics.access_records_dropped.inc(sum(piece.count(b"\n") for piece in self._backlog[-pieces:]))
-            del self._backlog[-pieces:]
+    def _drop(self, start: int) -> None:
+        """From here on, the newest: what was before the trouble says more of it."""
+        metrics.access_records_dropped.inc(self._backlog.count(b"\n", start))
+        del self._backlog[start:]

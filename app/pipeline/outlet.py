@@ -71,7 +71,7 @@ class Outlet:
 
     @property
     def waits(self) -> bool:
-        """Whether anything that was put has not left yet."""
+        """Whether anything was put that nobody has begun to send."""
         return len(self._waiting) > 0
 
     def hurry(self) -> None:

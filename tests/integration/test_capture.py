@@ -19,7 +19,7 @@ from app.domain.client_address import parse_networks
 from app.domain.telemetry import RequestRecord, decode_batch
 from app.observability import metrics
 from app.observability.capture import Capture
-from app.observability.notes import Kind
+from app.observability.notes import Kind, Noted, row
 from app.observability.requests import RequestLog
 from app.observability.sources import End, Source, left_by
 from app.services.breaker import Breaker
@@ -156,6 +156,44 @@ def test_whatever_the_network_does_everything_arrives_and_the_books_are_right(
     api.stop()
     assert ends(valkey, api.source.name) == [3_800]
     assert left_by(PLACE) is None, "there is nothing left to tell"
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(
+    process: Callable[..., Process], valkey: redis.Redis
+) -> None:
+    """As a restart does, or a limit for idle ones; nothing takes the way by the disk."""
+    api = process()
+    for n in range(1, 4):
+        api.answer(10)
+        eventually(lambda n=n: len(numbers(valkey, api.source.name)) == n * 10)  # type: ignore[misc]
+        valkey.client_kill_filter(_type="normal", skipme=True)
+    assert api.counted()["spilled"] == 0
+
+
+def test_a_batch_with_a_gap_says_of_each_side_what_is_its_own(
+    process: Callable[..., Process], valkey: redis.Redis
+) -> None:
+    api = process()
+    sampled = TRACEPARENT[:-1] + b"1"
+    kinds = [Kind("GET", "/before", 200), Kind("GET", "/after", 404)]
+    notes = [(1, kinds[0], sampled), (2, kinds[0], sampled), (4, kinds[1], TRACEPARENT), (5, kinds[1], TRACEPARENT)]
+    api.capture.take(
+        [
+            Noted.of(
+                [
+                    (row(number, 1.0, 0.001, 0, 0, trace), (kind, "", "", None, None, trace == sampled))
+                    for number, kind, trace in notes
+                ]
+            )
+        ]
+    )
+    first, second = eventually(lambda: len(found := entries(valkey, api.source.name)) == 2 and found)
+    assert [b"traceparent" in fields for fields in (first, second)] == [True, False]
+    seen = [decode_batch(fields[b"batch"]) for fields in (first, second)]
+    assert [(batch.first, [record.route for record in batch.records]) for batch in seen] == [
+        (1, ["/before"] * 2), (4, ["/after"] * 2),
+    ]  # fmt: skip
+    assert api.counted()["memory_full"] == 1
 
 
 def test_where_the_disk_is_full_too_the_newest_are_dropped_counted_and_one_gap(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
 from datetime import datetime
 from io import TextIOWrapper
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -164,6 +166,32 @@ def test_a_log_that_cannot_be_written_does_not_end_the_counting(monkeypatch: pyt
             eventually(lambda: requests("/full") == n + 1)  # noqa: B023
         log.stop()
         monkeypatch.undo()
+
+
+def test_a_disk_that_is_full_for_a_while_costs_one_line_that_is_torn(tmp_path: Path) -> None:
+    """A file that may not grow beyond a size takes a part of what is written."""
+    before, limits = dropped(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = tmp_path / "log"
+    with pytest.MonkeyPatch.context() as patch, file.open("a") as written:
+        patch.setattr(sys, "stderr", written)
+        log = RequestLog("api")
+        log.start()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            for n in range(10):
+                note(log, "/torn")
+                if n > 5:
+                    eventually(lambda n=n: requests("/torn") == n + 1)  # type: ignore[misc]
+            eventually(lambda: dropped() > before)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        for _ in range(2):
+            note(log, "/mended")
+        log.stop()
+    *kept, torn, first, second = file.read_text().splitlines()
+    assert [json.loads(line)["route"] for line in (*kept, first, second)] == ["/torn"] * len(kept) + ["/mended"] * 2
+    assert (torn[:1], torn[-1:]) != ("{", "}")
+    assert len(kept) + dropped() - before == 10
 
 
 def dropped() -> float:
