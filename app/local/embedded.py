@@ -85,7 +85,8 @@ def valkey(data: Path, log: Path) -> tuple[Child, str]:
     """Valkey with its files below `data`: the process to start, and its URL.
 
     It is the broker as well as the cache, so it never evicts, and it writes every command
-    to its append-only file before it answers. The port is chosen once and kept.
+    to its append-only file before it answers, but for those that come while it syncs that
+    (docs/operations.md, "A Redis that is killed"). The port is chosen once and kept.
     """
     home = data / "valkey"
     home.mkdir(mode=0o700, exist_ok=True)

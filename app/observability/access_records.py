@@ -14,7 +14,7 @@ from app.observability.notes import Kind, Noted
 
 _FILLED, _SPACED = (np.array([f"{n:{form}}" for n in range(1000)], "S3") for form in ("03", ">3"))
 LONGEST_US = 10**9 - 1
-"""A quarter of an hour; what took longer is shown with that."""
+"""16 min 40 s; what took longer is shown with that."""
 
 _REST = {"event": "request", "level": "info", "logger": "access"}
 _json = json.JSONEncoder(separators=(",", ":")).encode
