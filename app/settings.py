@@ -29,7 +29,8 @@ class Settings(BaseSettings):
     )
     broker_url: SecretStr | None = Field(
         None,
-        description="Redis or Valkey that holds events and tasks; must not evict. Unset: the same as the cache.",
+        description="Redis or Valkey that holds events and tasks; must not evict. Unset: the cache, if that is set; "
+        "else `pricing up` embeds one.",
     )
 
     key_secret: SecretStr | None = Field(

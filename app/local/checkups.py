@@ -105,9 +105,21 @@ def redis_like(what: str, name: str, url: SecretStr | None, must_keep: bool) -> 
                 policy,
                 "`maxmemory-policy noeviction`: it would lose events",
             )
-            kept = bool(info["aof_enabled"])
-            seen = "appends every command to a file" if kept else "keeps events in memory only"
-            yield judged(f"{what} durability", kept, seen, "`appendonly yes`: a crash would lose events")
+            yield durability(what, client, kept=bool(info["aof_enabled"]))
+
+
+def durability(what: str, client: "redis.Redis", *, kept: bool) -> Finding:
+    """Whether what it has answered outlives it. One that does not tell is believed to."""
+    what = f"{what} durability"
+    if not kept:
+        return Finding(what, False, "keeps events in memory only", "`appendonly yes`: a crash would lose events")
+    try:
+        syncs = str(client.config_get("appendfsync").get("appendfsync", "unknown"))
+    except redis.ResponseError:  # who runs it for others says nothing of it
+        syncs = "unknown"
+    seen = f"appends every command to a file (appendfsync {syncs})"
+    mend = "`appendfsync always`: killed while it syncs, it would lose what it answered meanwhile"
+    return judged(what, syncs != "everysec", seen, mend)
 
 
 def consumers(settings: Settings) -> Iterator[Finding]:

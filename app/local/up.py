@@ -89,14 +89,22 @@ class Up:
                 stores.create_database(url, DATABASE)
             urls["database_url"] = SecretStr(url.replace("/postgres?", f"/{DATABASE}?"))
             self.say("PostgreSQL is up")
+        if self.settings.events_url is None:
+            with self.console.status("Starting Valkey, the broker"):
+                urls["broker_url"] = self.start_valkey(embedded.broker(self.data, logs / "broker.log"))
+            self.say("Valkey is up, the broker")
         if self.settings.cache_url is None:
-            with self.console.status("Starting Valkey"):
-                valkey, url = embedded.valkey(self.data, logs / "valkey.log")
-                self.supervisor.start(valkey)
-                self.wait_for(valkey, lambda: stores.answers(url), STORE_TIMEOUT_S)
-            urls["cache_url"] = SecretStr(url)
-            self.say("Valkey is up")
+            with self.console.status("Starting Valkey, the cache"):
+                urls["cache_url"] = self.start_valkey(embedded.cache(self.data, logs / "cache.log"))
+            self.say("Valkey is up, the cache")
         self.settings = self.settings.model_copy(update=urls)
+
+    def start_valkey(self, valkey: tuple[Child, str]) -> SecretStr:
+        """Returns its address when it answers there."""
+        child, url = valkey
+        self.supervisor.start(child)
+        self.wait_for(child, lambda: stores.answers(url), STORE_TIMEOUT_S)
+        return SecretStr(url)
 
     def make_keys(self) -> str | None:
         """The secret that keys are hashed with, unless one is set, and an admin key, unless there is one: that key."""

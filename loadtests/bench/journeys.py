@@ -82,7 +82,7 @@ def price_event(product: str, location: str, amount: float) -> dict[str, Any]:
 def drained_s(bench: Bench) -> float:
     """Seconds until nothing in the stream is unread or pending."""
     began = time.perf_counter()
-    with redis.Redis.from_url(bench.product.stores["PRICING_CACHE_URL"]) as client:
+    with redis.Redis.from_url(bench.product.stores["PRICING_BROKER_URL"]) as client:
         while True:
             (group,) = client.xinfo_groups("events")
             if not group["lag"] and not group["pending"]:

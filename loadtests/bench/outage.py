@@ -43,7 +43,7 @@ def _measured(bench: Bench, product: Product, victoria: Victoria) -> Iterator[Re
     rows = popularity("sample")
     load.closed(product, "/api/v1/prices/batch", _warming(bench, rows), 2, connections=4)
     asked = questions.write(bench.folder / "outage-asked", questions.asked(rows))
-    with redis.Redis.from_url(product.stores["PRICING_CACHE_URL"]) as client:
+    with redis.Redis.from_url(product.stores["PRICING_BROKER_URL"]) as client:
         groups = {sink: StreamGroup(client, STREAM, sink) for sink in (POSTGRESQL, VICTORIAMETRICS)}
         before = load.paced(product, RATE_PER_S, asked, BEFORE_S)
         memory_before = sizes(product)["rss"]

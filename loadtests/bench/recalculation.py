@@ -36,7 +36,7 @@ MB = 1_000_000
 MOST_MB = 500
 UNCHANGED_PER_S, CHANGED_PER_S, LINEAR = 300_000, 40_000, 0.8
 DISK_BYTES = 3_000
-"""That one price takes at most: in its tables with one version of its history, and in Valkey's file."""
+"""That one price takes at most: in its tables with one version of its history."""
 
 LIMIT_ROWS = 1_000_000
 """The stores' own speed is measured with so many, at most."""

@@ -37,7 +37,7 @@ def records(bench: Bench) -> Iterator[Result]:
     batches = made(QUICK_BATCHES if bench.quick else BATCHES)
     total = sum(len(batch.records) for batch in batches)
     stores = bench.product.stores
-    with redis.Redis.from_url(stores["PRICING_CACHE_URL"]) as client, victoria(bench) as url:
+    with redis.Redis.from_url(stores["PRICING_BROKER_URL"]) as client, victoria(bench) as url:
         alone = {POSTGRESQL: copied(stores, batches)}
         if url is not None:
             alone[VICTORIAMETRICS] = posted(url, batches)

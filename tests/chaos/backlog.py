@@ -13,7 +13,7 @@ MOST = 100_000
 
 
 def group_of(fleet: Fleet) -> dict[str, Any]:
-    (group,) = [group for group in fleet.redis.xinfo_groups("events") if group["name"] == GROUP]
+    (group,) = [group for group in fleet.broker.xinfo_groups("events") if group["name"] == GROUP]
     return dict(group)
 
 
@@ -22,10 +22,10 @@ def backlog(fleet: Fleet) -> dict[str, int]:
     group = group_of(fleet)
     unread = group["lag"]
     if unread is None:
-        unread = len(fleet.redis.xrange("events", f"({group['last-delivered-id']}", "+"))
+        unread = len(fleet.broker.xrange("events", f"({group['last-delivered-id']}", "+"))
     waiting = {"unread": unread, "pending": group["pending"]}
     for kind in ("inbox", "suspects"):
-        waiting[kind] = sum(fleet.redis.zcard(key) for key in fleet.redis.scan_iter(f"{kind}:*"))
+        waiting[kind] = sum(fleet.broker.zcard(key) for key in fleet.broker.scan_iter(f"{kind}:*"))
     return waiting
 
 
@@ -57,7 +57,7 @@ class Backlog(threading.Thread):
 
     def look(self) -> None:
         group = group_of(self._fleet)
-        pending = self._fleet.redis.xpending_range("events", GROUP, "-", "+", MOST)
+        pending = self._fleet.broker.xpending_range("events", GROUP, "-", "+", MOST)
         self._ledger.acknowledged(order(group["last-delivered-id"]), {entry["message_id"] for entry in pending})
         self.waiting = (group["lag"] or 0) + len(pending)
         self.highest = max(self.highest, self.waiting)

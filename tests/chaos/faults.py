@@ -64,7 +64,7 @@ def backends(fleet: Fleet) -> list[psutil.Process]:
 @contextmanager
 def cut_off(fleet: Fleet, *, redis: bool = False, postgres: bool = False) -> Iterator[None]:
     """The second host's connections end, and it can make no new ones."""
-    proxies = [fleet.to_redis] * redis + [fleet.to_postgres] * postgres
+    proxies = fleet.proxies(redis=redis, postgres=postgres)
     for proxy in proxies:
         proxy.cut()
     try:
@@ -78,7 +78,7 @@ def cut_off(fleet: Fleet, *, redis: bool = False, postgres: bool = False) -> Ite
 def half_open(fleet: Fleet, *, redis: bool = False, postgres: bool = False, resumes: bool = False) -> Iterator[None]:
     """The second host's connections stay, and nothing passes. Afterwards new ones work; those that are there pass
     on what they held back if the network `resumes`, else stay mute for ever."""
-    proxies = [fleet.to_redis] * redis + [fleet.to_postgres] * postgres
+    proxies = fleet.proxies(redis=redis, postgres=postgres)
     for proxy in proxies:
         proxy.freeze()
     try:
@@ -103,7 +103,7 @@ def read_by_a_consumer_that_dies(fleet: Fleet, count: int) -> Iterator[None]:
     """Somebody of the group takes the next events and is never heard of again: they are applied late, after newer
     ones. Whoever waits in Redis for an event has it before those who come and look."""
     name = f"dead-{uuid4().hex[:8]}"
-    fleet.redis.xreadgroup("repricing", name, {"events": ">"}, count=count, block=1000)
+    fleet.broker.xreadgroup("repricing", name, {"events": ">"}, count=count, block=1000)
     yield
 
 
@@ -132,9 +132,9 @@ def poisoned(fleet: Fleet, where: str) -> Iterator[None]:
     ]
     for message in messages:
         if where == "stream":
-            fleet.redis.xadd("events", {"event": message})
+            fleet.broker.xadd("events", {"event": message})
         else:
-            fleet.redis.publish("market_events", message)
+            fleet.broker.publish("market_events", message)
         fleet.poison.append(message)
     yield
 

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from tests.support.proxy import Proxy
 from tests.support.system import Copy, System, free_port
 
-STORES = ("postgres", "valkey")
+STORES = ("postgres", "broker", "cache")
 SECOND = " 2"
 """What the names of the second host's processes end with."""
 
@@ -40,11 +40,11 @@ class Fleet:
         self.system = system
         self.copies: dict[str, Copy] = {}
         self.urls = {"api": system.url}
-        self.database_url, self.redis_url = system.database_url, system.redis_url
+        self.database_url, self.broker_url = system.database_url, system.broker_url
         socket_folder = parse_qs(urlsplit(self.database_url).query)["host"][0]
         self.to_postgres = Proxy(Path(socket_folder) / ".s.PGSQL.5432")
-        self.to_redis = Proxy(urlsplit(self.redis_url).port or 6379)
-        self.redis = connect_redis(self.redis_url)
+        self.to_broker, self.to_cache = (Proxy(urlsplit(url).port or 0) for url in (self.broker_url, system.cache_url))
+        self.broker, self.cache = connect_redis(self.broker_url), connect_redis(system.cache_url)
         self.some_product = ""
         self.poison: list[str] = []
         self._clock = system.data / "clock of the second host"
@@ -52,9 +52,6 @@ class Fleet:
 
     def add_second_host(self) -> None:
         """Start it, with a clock of its own where there is a compiler."""
-        redis_url = urlsplit(self.redis_url)
-        at_proxy = redis_url.netloc.rpartition(":")[0] + f":{self.to_redis.port}"
-        broker = urlunsplit(redis_url._replace(netloc=at_proxy))
         database = (
             f"postgresql://postgres@127.0.0.1:{self.to_postgres.port}{urlsplit(self.database_url).path}"
             "?sslmode=disable&gssencmode=disable"
@@ -63,7 +60,8 @@ class Fleet:
         metrics = self.system.data / "metrics of the second host"
         metrics.mkdir()
         changes = {
-            "PRICING_DATABASE_URL": database, "PRICING_CACHE_URL": broker, "PRICING_BROKER_URL": broker,
+            "PRICING_DATABASE_URL": database, "PRICING_BROKER_URL": by_way_of(self.to_broker, self.broker_url),
+            "PRICING_CACHE_URL": by_way_of(self.to_cache, self.system.cache_url),
             "PRICING_PORT": str(port), "PRICING_METRICS_DIR": str(metrics), "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         }  # fmt: skip
         if COMPILER is not None:
@@ -78,6 +76,10 @@ class Fleet:
                 log = self.system.data / "logs" / f"{name}{SECOND}.log"
                 self.copies[name + SECOND] = Copy(root, changes, log)
         self.tend()
+
+    def proxies(self, *, redis: bool, postgres: bool) -> list[Proxy]:
+        """The second host's ways to these stores."""
+        return [self.to_broker, self.to_cache] * redis + [self.to_postgres] * postgres
 
     def set_clock(self, offset_s: int) -> None:
         """How far the second host's clock is ahead, in seconds, from now on."""
@@ -119,17 +121,22 @@ class Fleet:
     def postgres_answers(self) -> bool:
         return succeeds(lambda: self.sql("SELECT 1"))
 
-    def redis_answers(self) -> bool:
-        return succeeds(self.redis.ping)
-
     def stop(self) -> None:
         for copy in self.copies.values():
             copy.tell_to_end()
         for copy in self.copies.values():
             copy.stop()
         self.to_postgres.close()
-        self.to_redis.close()
-        self.redis.close()
+        self.to_broker.close()
+        self.to_cache.close()
+        self.broker.close()
+        self.cache.close()
+
+
+def by_way_of(proxy: Proxy, url: str) -> str:
+    """A store's URL, at a proxy's port."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{proxy.port}"))
 
 
 def connect_redis(url: str) -> Any:

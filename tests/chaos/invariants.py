@@ -55,7 +55,7 @@ class Outcome:
 
     def __init__(self, fleet: Fleet) -> None:
         self.processed = {event_id for (event_id,) in fleet.sql("SELECT event_id FROM processed_events")}
-        self.letters: list[dict[str, str]] = [fields for _, fields in fleet.redis.xrange("events:dead")]
+        self.letters: list[dict[str, str]] = [fields for _, fields in fleet.broker.xrange("events:dead")]
         self.history: dict[Row, list[Version]] = defaultdict(list)
         for product, location, *version in fleet.sql(
             "SELECT product_id, location, version, everyone_price, member_price, cause,"

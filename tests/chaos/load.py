@@ -91,7 +91,7 @@ class Load:
             assert not thread.is_alive(), "a publisher got no answer"
 
     def _publish(self, who: str, dice: random.Random) -> None:
-        with self._client(who) as client, closing(connect_redis(self._fleet.redis_url)) as direct:
+        with self._client(who) as client, closing(connect_redis(self._fleet.broker_url)) as direct:
             while not self._stopping.is_set():
                 due = time.monotonic() + self._pause_s
                 if self._waiting() <= self._most_waiting:
@@ -151,7 +151,7 @@ class Witness:
     NAME = "witness"
 
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
-        self._client, self._ledger = connect_redis(fleet.redis_url), ledger
+        self._client, self._ledger = connect_redis(fleet.broker_url), ledger
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 

@@ -10,7 +10,7 @@ import psycopg
 import redis
 
 from app.local.addresses import is_ready
-from tests.chaos.fleet import SECOND, Fleet
+from tests.chaos.fleet import SECOND, Fleet, succeeds
 from tests.chaos.ledger import Ledger, Violation, Window
 from tests.chaos.plan import KINDS, Strike
 
@@ -87,8 +87,10 @@ class Strikes:
     def _is_back(self, what: str) -> bool:
         if what == "postgres":
             return self._fleet.postgres_answers()
-        if what == "valkey":
-            return self._fleet.redis_answers()
+        if what == "broker":
+            return succeeds(self._fleet.broker.ping)
+        if what == "cache":
+            return succeeds(self._fleet.cache.ping)
         if what not in ("network" + SECOND, *self._fleet.urls):
             return True
         return is_ready(self._fleet.urls[what.replace("network", "api")], timeout_s=1)

@@ -77,7 +77,7 @@ def test_shuffled_and_duplicated_events_give_the_prices_of_the_events_in_order(
         ledger.send(event, "stream")
     began = ledger.now()
     for start in range(0, len(entries), CHUNK):
-        with fleet.redis.pipeline(transaction=False) as pipeline:
+        with fleet.broker.pipeline(transaction=False) as pipeline:
             for event in entries[start : start + CHUNK]:
                 pipeline.xadd("events", {"event": json.dumps(event)})
             pipeline.execute()
@@ -86,7 +86,7 @@ def test_shuffled_and_duplicated_events_give_the_prices_of_the_events_in_order(
                 pass
     left = settle(fleet, 300)
     record_property("entries_per_s", round(len(entries) / (ledger.now() - began)))
-    readers = {consumer["name"] for consumer in fleet.redis.xinfo_consumers("events", "repricing")}
+    readers = {consumer["name"] for consumer in fleet.broker.xinfo_consumers("events", "repricing")}
     witness.stop()
     waits.look()
     outcome = Outcome(fleet)

@@ -99,7 +99,7 @@ def settle(system: System) -> None:
 
 
 def system_groups(system: System) -> Any:
-    with redis.Redis.from_url(system.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(system.broker_url, decode_responses=True) as client:
         return client.xinfo_groups("telemetry")
 
 
@@ -149,7 +149,7 @@ def test_every_answered_request_is_billed_once_or_its_loss_is_stated(mode: str) 
             assert lost == set()
 
 
-@pytest.mark.parametrize("store", ["valkey", "postgres"])
+@pytest.mark.parametrize("store", ["broker", "cache", "postgres"])
 def test_a_store_that_dies_takes_no_record_with_it(store: str) -> None:
     with system_of_its_own(f"bill-{store}", env=IMPATIENT) as system:
         customers = Customers(system.url)

@@ -18,8 +18,8 @@ def state_of(shop: Shop, name: str) -> str:
 
 
 def test_an_open_breaker_keeps_events_waiting_and_says_why_until_it_is_reset(shop: Shop) -> None:
-    seconds, _ = shop.redis.time()
-    shop.redis.hset(
+    seconds, _ = shop.broker.time()
+    shop.broker.hset(
         "breaker:postgresql",
         mapping={"state": "open", "until": (seconds + 3600) * 1000, "open_ms": 1000, "reason": "it is being mended"},
     )

@@ -61,7 +61,7 @@ def health(role: str, **env: str) -> int:
 
 
 def test_the_parts_of_the_system_are_all_there() -> None:
-    foreign = {"redis", "postgres", "jaeger", "prometheus", "victoriametrics", "grafana"}
+    foreign = {"broker", "cache", "postgres", "jaeger", "prometheus", "victoriametrics", "grafana"}
     assert set(SERVICES) - foreign == set(OURS) == {"api", "worker", "jobs", "listener", "metrics", "setup"}
     assert len({service["image"] for service in OURS.values()}) == 1
 
@@ -81,7 +81,7 @@ def test_nothing_starts_before_what_it_needs() -> None:
         condition = "service_healthy" if needs in LASTING else "service_completed_successfully"
         assert how == {"condition": condition}
     for name in ("api", "worker", "jobs", "listener"):
-        assert {(name, needs) for needs in ("postgres", "redis", "setup")} <= set(needed)
+        assert {(name, needs) for needs in ("postgres", "broker", "cache", "setup")} <= set(needed)
 
 
 def test_ports_are_published_on_the_loopback_only_and_the_stores_not_at_all() -> None:
@@ -134,7 +134,8 @@ def test_every_password_comes_from_the_environment_and_none_is_in_the_image() ->
         for password in re.findall(r"://[^/@:]*:(.+)@", text):
             assert password.startswith("${PRICING_STORE_PASSWORD:-"), text
     assert SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"].startswith("${")
-    assert SERVICES["redis"]["command"][-2:] == ["--requirepass", SERVICES["redis"]["environment"]["REDISCLI_AUTH"]]
+    for name in ("broker", "cache"):
+        assert SERVICES[name]["command"][-2:] == ["--requirepass", SERVICES[name]["environment"]["REDISCLI_AUTH"]]
     baked = " ".join(arguments("ENV", STEPS) + arguments("ARG", STEPS))
     assert not re.search(r"PASSWORD|SECRET|TOKEN|_URL|://", baked)
 
@@ -158,10 +159,18 @@ def test_what_the_stream_does_not_take_is_kept_where_it_outlives_the_container()
 
 
 def test_the_broker_neither_evicts_nor_forgets() -> None:
-    command = " ".join(SERVICES["redis"]["command"])
-    assert "--appendonly yes" in command
+    command = " ".join(SERVICES["broker"]["command"])
+    assert "--appendonly yes --appendfsync always" in command
     assert "--maxmemory-policy noeviction" in command
-    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+    assert SERVICES["broker"]["volumes"] == ["redis:/data"]
+
+
+def test_the_cache_has_an_end_and_begins_empty() -> None:
+    command = " ".join(SERVICES["cache"]["command"])
+    assert "--appendonly no" in command
+    assert "--maxmemory 1gb --maxmemory-policy volatile-lru" in command
+    assert SERVICES["cache"]["volumes"] == []
+    assert SERVICES["cache"]["tmpfs"] == ["/data"]
 
 
 def test_the_builder_is_sent_only_what_the_image_is_made_of() -> None:
@@ -208,13 +217,13 @@ def test_every_setting_that_is_given_is_one() -> None:
 
 def test_health_checks_pass_where_everything_runs(system: System) -> None:
     assert health("api", PRICING_PORT=str(system.port)) == 0
-    assert health("worker", PRICING_CACHE_URL=system.redis_url) == 0
-    assert health("listener", PRICING_CACHE_URL=system.redis_url) == 0
+    assert health("worker", PRICING_BROKER_URL=system.broker_url) == 0
+    assert health("listener", PRICING_BROKER_URL=system.broker_url) == 0
 
 
 def test_health_checks_fail_where_nothing_runs(system: System) -> None:
     nowhere = str(free_port())
     assert health("api", PRICING_PORT=nowhere) != 0
-    assert health("worker", PRICING_CACHE_URL=system.redis_url.removesuffix("/0") + "/8") != 0
-    assert health("listener", PRICING_CACHE_URL=f"redis://127.0.0.1:{nowhere}/0") != 0
+    assert health("worker", PRICING_BROKER_URL=system.broker_url.removesuffix("/0") + "/8") != 0
+    assert health("listener", PRICING_BROKER_URL=f"redis://127.0.0.1:{nowhere}/0") != 0
     assert health("metrics", PRICING_METRICS_PORT=nowhere) != 0

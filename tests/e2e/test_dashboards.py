@@ -69,7 +69,7 @@ def test_figures_are_right(shop: Shop, prometheus: Prometheus) -> None:
         {"kind": kind, "value": count} for kind, count in (("api", 2), ("jobs", 2), ("listener", 1), ("worker", 2))
     ]
     shop.settle()
-    accepted = shop.redis.xinfo_stream("events")["entries-added"]
+    accepted = shop.broker.xinfo_stream("events")["entries-added"]
     eventually(lambda: prometheus.query('pricing_event_ledger{entry="accepted"}')[0]["value"] == accepted)
     dead = prometheus.query('pricing_event_ledger{entry="dead"}')[0]["value"]
     assert dead >= 4

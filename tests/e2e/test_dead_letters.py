@@ -41,7 +41,7 @@ def mend(shop: Shop, product: str) -> None:
 def put(shop: Shop, count: int, reason: str, **event: Any) -> list[str]:
     """Dead letters, many at once, whose cause is mended already; their ids."""
     product = shop.product()
-    with shop.redis.pipeline() as pipeline:
+    with shop.broker.pipeline() as pipeline:
         for _ in range(count):
             content = {"id": str(uuid4()), "type": "cost.changed", "subject": product, "location": "NY"} | event
             content.setdefault("data", {"amount": 1})
@@ -152,7 +152,7 @@ def test_a_replayed_event_that_was_applied_after_all_has_no_second_effect(shop: 
 
 def test_a_message_that_is_no_event_can_be_looked_at_and_discarded_but_not_replayed(shop: Shop) -> None:
     unique = uuid4().hex
-    shop.redis.publish("market_events", f"nonsense {unique}")
+    shop.broker.publish("market_events", f"nonsense {unique}")
     (letter_id,) = eventually(
         lambda: [letter for letter in in_list(shop) if unique in shop.http.get(f"{LETTERS}/{letter}").text]
     )
@@ -176,7 +176,7 @@ def test_the_list_is_filtered_and_goes_on_page_by_page(shop: Shop) -> None:
     assert in_list(shop, reason=reason, since=(now + hour).isoformat()) == []
     assert in_list(shop, reason=reason, until=(now - hour).isoformat()) == []
     first = shop.http.get(LETTERS, params={"reason": reason, "limit": 4}).json()
-    assert first["total"] == shop.redis.xlen("events:dead")
+    assert first["total"] == shop.broker.xlen("events:dead")
     rest = shop.http.get(LETTERS, params={"reason": reason, "limit": 4, "before": first["next_before"]}).json()
     assert [len(first["items"]), len(rest["items"]), rest["next_before"]] == [4, 2, None]
     assert shop.http.post(f"{LETTERS}/discard", json={"letter_ids": letter_ids + other}).json() == {
@@ -200,7 +200,7 @@ def test_ids_that_cannot_be_are_refused(shop: Shop) -> None:
 
 def test_many_are_replayed_as_fast_as_is_allowed_and_the_rest_is_told(shop: Shop) -> None:
     letter_ids = put(shop, 120, "many")
-    malformed: str = shop.redis.xadd("events:dead", {"event": "nonsense", "reason": "not JSON"})
+    malformed: str = shop.broker.xadd("events:dead", {"event": "nonsense", "reason": "not JSON"})
     left = ["1-1", malformed, *letter_ids]
     sizes = []
     outcomes: dict[str, int] = {"replayed": 0, "refused": 0, "gone": 0}
@@ -225,7 +225,7 @@ def test_too_many_replays_are_answered_with_429(shop: Shop) -> None:
     """The bucket is empty, and was looked at in the future: a token comes in 20 ms at the earliest."""
     (letter_id,) = put(shop, 1, "one too many")
     for path, body in ((f"{LETTERS}/{letter_id}/replay", None), (f"{LETTERS}/replay", {"letter_ids": [letter_id]})):
-        shop.redis.hset("events:dead:replays", mapping={"tokens": 0, "at": 10**15})
+        shop.broker.hset("events:dead:replays", mapping={"tokens": 0, "at": 10**15})
         response = shop.http.post(path, json=body)
         assert "second" in problem(response, 429, "rate_limited")["detail"]
         assert response.headers["retry-after"] == "1"
@@ -313,7 +313,7 @@ def test_command_and_api_replay_each_letter_once_and_no_faster_together(shop: Sh
                 if http.post(f"{LETTERS}/{letter_id}/replay").status_code == 202:
                     by_api.append(letter_id)
 
-    added = shop.redis.xinfo_stream("events")["entries-added"]
+    added = shop.broker.xinfo_stream("events")["entries-added"]
     asking = threading.Thread(target=ask)
     began = datetime.now(UTC)
     asking.start()
@@ -323,7 +323,7 @@ def test_command_and_api_replay_each_letter_once_and_no_faster_together(shop: Sh
     by_command = [replayed["letter_id"] for replayed in content["replayed"]]
     assert sorted(by_command + by_api) == sorted(letter_ids)
     assert by_command
-    assert shop.redis.xinfo_stream("events")["entries-added"] - added == 170
+    assert shop.broker.xinfo_stream("events")["entries-added"] - added == 170
     assert took > timedelta(seconds=2.3)
     shop.settle()
 

@@ -27,22 +27,22 @@ STARTS_S = 60.0
 
 @pytest.fixture
 def proxy(shop: Shop) -> Iterator[Proxy]:
-    with proxy_to(urlsplit(shop.system.redis_url).port or 0) as proxy:
+    with proxy_to(urlsplit(shop.system.broker_url).port or 0) as proxy:
         yield proxy
 
 
 def hearing(shop: Shop) -> int:
     """How many listeners are on the channel."""
-    ((_, count),) = shop.redis.pubsub_numsub("market_events")
+    ((_, count),) = shop.broker.pubsub_numsub("market_events")
     return int(count)
 
 
 @contextmanager
 def more_listeners(shop: Shop, count: int, port: int | None = None) -> Iterator[None]:
     """Beside that of `pricing up`; with `port`, that is where they find Redis."""
-    url = urlsplit(shop.system.redis_url)
+    url = urlsplit(shop.system.broker_url)
     at = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{port or url.port}")
-    changes = {"PRICING_CACHE_URL": urlunsplit(at), "PRICING_BROKER_URL": urlunsplit(at)}
+    changes = {"PRICING_BROKER_URL": urlunsplit(at)}
     original = psutil.Process(shop.system.pids()["listener"])
     copies = [Copy(original, changes, shop.system.data / "logs" / f"listener {n}.log") for n in range(count)]
     before = hearing(shop)
@@ -76,10 +76,10 @@ def seconds_until_found(shop: Shop) -> float:
     shop.settle()
     began = time.monotonic()
     shop.publish("list_price.changed", product, "NY", data={"amount": 5})
-    newest = shop.redis.xinfo_stream("events")["last-generated-id"]
+    newest = shop.broker.xinfo_stream("events")["last-generated-id"]
 
     def found() -> bool:
-        (group,) = shop.redis.xinfo_groups("events")
+        (group,) = shop.broker.xinfo_groups("events")
         return bool(group["last-delivered-id"] == newest)
 
     eventually(found)
@@ -90,7 +90,7 @@ def seconds_until_found(shop: Shop) -> float:
 
 def say(shop: Shop, message: str) -> int:
     """Publish straight to the channel, as another service does; how many heard it."""
-    return int(shop.redis.publish("market_events", message))
+    return int(shop.broker.publish("market_events", message))
 
 
 def price_message(shop: Shop) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def is_taken_over(shop: Shop) -> bool:
     event_id, message = price_message(shop)
     say(shop, message)
     try:
-        return bool(eventually(lambda: shop.redis.exists(f"event:{event_id}"), 3))
+        return bool(eventually(lambda: shop.broker.exists(f"event:{event_id}"), 3))
     except AssertionError:
         return False
 
@@ -129,7 +129,7 @@ def test_what_three_listeners_hear_is_one_event(shop: Shop) -> None:
     with more_listeners(shop, 2):
         said = dict(price_message(shop) for _ in range(20))
         assert {say(shop, message) for message in itertools.chain(said.values(), said.values())} == {3}
-        eventually(lambda: all(shop.redis.exists(f"event:{event_id}") for event_id in said))
+        eventually(lambda: all(shop.broker.exists(f"event:{event_id}") for event_id in said))
         shop.settle()
         processed = shop.sql("SELECT event_id FROM processed_events WHERE event_id = ANY(%s)", list(said))
         assert {event_id for (event_id,) in processed} == said.keys()

@@ -38,7 +38,7 @@ def accepted(response: httpx.Response) -> dict[str, Any]:
 
 def entries(shop: Shop) -> int:
     """How many events the stream has ever had."""
-    added: int = shop.redis.xinfo_stream("events")["entries-added"]
+    added: int = shop.broker.xinfo_stream("events")["entries-added"]
     return added
 
 
@@ -251,7 +251,7 @@ def test_a_full_backlog_refuses_new_events_until_it_is_worked_off(small_shop: Sh
         assert accepted(shop.http.post(MANY, json=first))["duplicates"] == 24, "a retry is no new event"
         promotion = {"promotion_id": "off", "name": "Off", "kind": "percent", "value": 50, "product_id": product}
         assert shop.http.post("/api/v1/promotions", json=promotion).status_code == 201, "what came of itself goes in"
-        shop.redis.publish("market_events", json.dumps(price_of(product, 40, id=str(uuid4()))))
+        shop.broker.publish("market_events", json.dumps(price_of(product, 40, id=str(uuid4()))))
     shop.settle()
     assert shop.costs("20.00", product)
     assert accepted(shop.http.post(MANY, json=[price_of(product, 30)]))["accepted"] == 1

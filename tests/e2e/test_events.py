@@ -19,7 +19,7 @@ def envelope(type_: str, subject: str, location: str = "NY", **event: Any) -> di
 
 def add(shop: Shop, event: dict[str, Any], stream_id: str = "*") -> str:
     """Put an event into the stream by hand, as a redelivery or another service would; its stream id."""
-    added: str = shop.redis.xadd("events", {"event": json.dumps(event)}, id=stream_id)
+    added: str = shop.broker.xadd("events", {"event": json.dumps(event)}, id=stream_id)
     return added
 
 
@@ -146,7 +146,7 @@ def test_the_bare_word_on_the_channel_recalculates_everything_once(shop: Shop) -
     product = shop.product()
     before = {task for (task,) in shop.sql("SELECT task_id FROM tasks")}
     for _ in range(2):
-        assert shop.redis.publish("market_events", "Recalculate_Triggered_v1") >= 1
+        assert shop.broker.publish("market_events", "Recalculate_Triggered_v1") >= 1
 
     def tasks() -> set[str]:
         return {task for (task,) in shop.sql("SELECT task_id FROM tasks")} - before
@@ -162,7 +162,7 @@ def test_an_envelope_on_the_channel_is_taken_over_once(shop: Shop) -> None:
     product = shop.product()
     event = envelope("list_price.changed", product, data={"amount": 7})
     for _ in range(3):
-        shop.redis.publish("market_events", json.dumps(event))
+        shop.broker.publish("market_events", json.dumps(event))
     eventually(lambda: shop.causes(product) == [f"event:{event['id']}"])
     shop.settle()
     assert shop.costs("7.00", product)
@@ -182,7 +182,7 @@ def test_an_envelope_on_the_channel_is_taken_over_once(shop: Shop) -> None:
 )
 def test_a_malformed_message_on_the_channel_is_set_aside_with_the_reason(shop: Shop, message: str, reason: str) -> None:
     unique = uuid4().hex
-    shop.redis.publish("market_events", message.format(unique=unique))
+    shop.broker.publish("market_events", message.format(unique=unique))
     (letter,) = eventually(lambda: letters_about(shop, unique))
     assert letter["event"] == message.format(unique=unique)
     assert reason in letter["reason"]
@@ -191,8 +191,8 @@ def test_a_malformed_message_on_the_channel_is_set_aside_with_the_reason(shop: S
 def test_a_malformed_entry_in_the_stream_is_set_aside_and_acknowledged(shop: Shop) -> None:
     unique = uuid4().hex
     stream_ids = [
-        shop.redis.xadd("events", {"event": f"garbage {unique}"}),
-        shop.redis.xadd("events", {"something": unique}),
+        shop.broker.xadd("events", {"event": f"garbage {unique}"}),
+        shop.broker.xadd("events", {"something": unique}),
     ]
     shop.settle()
     letters = [letter for letter in shop.dead_letters() if letter.get("stream_id") in stream_ids]
@@ -224,7 +224,7 @@ def test_an_event_for_what_is_unknown_is_set_aside_and_acknowledged(shop: Shop) 
 
 def test_one_refused_event_does_not_hold_up_the_others(shop: Shop) -> None:
     product = shop.product()
-    with shop.redis.pipeline() as pipeline:
+    with shop.broker.pipeline() as pipeline:
         for event in (
             envelope("list_price.changed", product, data={"amount": 5}),
             envelope("list_price.changed", product, data={"amount": 5.001}),
@@ -277,12 +277,12 @@ def test_a_redelivered_event_changes_nothing(shop: Shop) -> None:
 def test_an_older_event_never_overwrites_a_newer_signal(shop: Shop) -> None:
     """The older one was delivered, but its task was lost: it is applied after the newer one."""
     product = shop.product()
-    group = shop.redis.xinfo_groups("events")[0]
+    group = shop.broker.xinfo_groups("events")[0]
     newest = group["last-delivered-id"]
     ms = int(newest.partition("-")[0])
     older = envelope("list_price.changed", product, data={"amount": 1})
     # Read by a consumer that died with it: an id that the group has passed cannot be read again, only claimed.
-    with shop.redis.pipeline(transaction=True) as pipeline:
+    with shop.broker.pipeline(transaction=True) as pipeline:
         pipeline.xadd("events", {"event": json.dumps(older)}, id=f"{ms + 1}-0")
         pipeline.xreadgroup("repricing", "a dead consumer", {"events": ">"}, count=10)
         stream_id = pipeline.execute()[0]
@@ -317,7 +317,7 @@ def test_the_stream_is_trimmed_to_what_is_still_needed(shop: Shop) -> None:
     for amount in range(1, 6):
         shop.publish("list_price.changed", product, "NY", data={"amount": amount})
     shop.settle()
-    eventually(lambda: shop.redis.xlen("events") <= 1, timeout_s=20)
+    eventually(lambda: shop.broker.xlen("events") <= 1, timeout_s=20)
     shop.happen("list_price.changed", product, "NY", data={"amount": 9})
     assert shop.costs("9.00", product)
 

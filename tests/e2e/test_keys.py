@@ -271,7 +271,7 @@ def test_a_limit_holds_for_all_processes_together_and_is_passed_on_whole(guarded
 def test_without_redis_limits_hold_within_each_process_and_that_is_counted(guarded: Shop) -> None:
     product, key = guarded.product(), make(guarded, "read", rate_limit={"requests": 80, "window_s": 3600})
     assert ask(guarded, product, key).status_code == 200
-    pid = guarded.system.pids()["valkey"]
+    pid = guarded.system.pids()["broker"]
     os.kill(pid, 19)
     try:
         with caller(guarded, key) as client:

@@ -85,7 +85,9 @@ def test_debug_says_more_until_it_is_taken_back_and_no_secret(shop: Shop) -> Non
     eventually(lambda: [entry for entry in lines(shop, "worker") if entry["event"] == "batch"])
     assert "settings say" in pricing(shop, "default")
     everybody_has(shop, "info", infos)
-    secrets = {urlsplit(url).password for url in (shop.system.redis_url, shop.system.database_url)} - {None}
+    system = shop.system
+    urls = system.broker_url, system.cache_url, system.database_url
+    secrets = {urlsplit(url).password for url in urls} - {None}
     assert secrets
     for log in CHILDREN:
         text = (shop.system.data / "logs" / f"{log}.log").read_text()

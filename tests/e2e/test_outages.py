@@ -87,7 +87,7 @@ def killed(shop: Shop, *names: str) -> Iterator[None]:
 def stores_answer(shop: Shop) -> bool:
     """Whether they have started again, where they died."""
     with psycopg.connect(shop.system.database_url, connect_timeout=2):
-        return bool(shop.redis.ping())
+        return bool(shop.broker.ping() and shop.cache.ping())
 
 
 Outage = Callable[[Shop], AbstractContextManager[None]]
@@ -95,9 +95,11 @@ Outage = Callable[[Shop], AbstractContextManager[None]]
 OUTAGES: dict[str, Outage] = {
     "PostgreSQL hangs": lambda shop: frozen(shop, "postgres"),
     "PostgreSQL is dead": lambda shop: killed(shop, "postgres"),
-    "Valkey hangs": lambda shop: frozen(shop, "valkey"),
-    "Valkey is dead": lambda shop: killed(shop, "valkey"),
-    "both hang": lambda shop: frozen(shop, "postgres", "valkey"),
+    "the cache hangs": lambda shop: frozen(shop, "cache"),
+    "the cache is dead": lambda shop: killed(shop, "cache"),
+    "the broker hangs": lambda shop: frozen(shop, "broker"),
+    "the broker is dead": lambda shop: killed(shop, "broker"),
+    "all hang": lambda shop: frozen(shop, "postgres", "cache", "broker"),
 }
 
 
@@ -176,7 +178,7 @@ def test_known_prices_are_answered_throughout_and_fresh_soon_after(shop: Shop, c
         stale = [answer for answer in answers if answer.json()["source"] == "stale"]
         for answer in answers:
             assert ("age" in answer.headers) == (answer.json()["source"] == "stale")
-        if "PostgreSQL" in outage or "both" in outage:
+        if "PostgreSQL" in outage or "all" in outage:
             assert stale, sources
             assert int(stale[-1].headers["age"]) >= 1
             refused = problem(client.ask(unknown), 503, "unavailable")
@@ -213,7 +215,7 @@ def test_a_database_that_dies_again_and_again_breaks_no_read(shop: Shop, client:
 
 def test_readiness_is_answered_in_time_by_a_process_whose_stores_hang(shop: Shop) -> None:
     known_everywhere(shop)
-    with frozen(shop, "postgres", "valkey"), shop.fresh_client() as http:
+    with frozen(shop, "postgres", "cache", "broker"), shop.fresh_client() as http:
         began = time.monotonic()
         answer = http.get("/readyz")
         assert time.monotonic() - began < LONGEST_S
@@ -261,7 +263,7 @@ def test_metrics_count_the_quick_answers_and_say_which_near_caches_are_bypassed(
     eventually(lambda: metric(shop, "pricing_near_cache_bypassed") == 0)
     eventually(lambda: metric(shop, "pricing_near_cache_entries") >= 1)
     resets = metric(shop, "pricing_near_cache_resets_total")
-    with frozen(shop, "valkey"):
+    with frozen(shop, "cache"):
         eventually(lambda: metric(shop, "pricing_near_cache_bypassed") == 2)
     eventually(lambda: metric(shop, "pricing_near_cache_bypassed") == 0)
     assert metric(shop, "pricing_near_cache_resets_total") > resets

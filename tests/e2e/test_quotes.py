@@ -38,13 +38,13 @@ def rows(shop: Shop) -> dict[str, int]:
     tables = [name for (name,) in shop.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
     concerned = [name for name in tables if "record" not in name]
     return {name: shop.sql(f"SELECT count(*) FROM {name}")[0][0] for name in concerned} | {
-        "stream": shop.redis.xlen("events"),
-        "cached": len(list(shop.redis.scan_iter("price:*"))),
+        "stream": shop.broker.xlen("events"),
+        "cached": len(list(shop.cache.scan_iter("price:*"))),
     }
 
 
 def cached(shop: Shop, product: str) -> list[str]:
-    return list(shop.redis.scan_iter(f"price:*{product}"))
+    return list(shop.cache.scan_iter(f"price:*{product}"))
 
 
 def send(shop: Shop, path: str, body: str | bytes, **headers: str) -> httpx.Response:
@@ -362,7 +362,7 @@ def test_what_is_unknown_is_404_and_remembered_until_it_has_a_price(shop: Shop) 
     detail = problem(shop.ask(product), 404, "not_found")["detail"]
     assert detail == f"product '{product}' has no price at 'NY'"
     (key,) = cached(shop, product)
-    assert 0 < shop.redis.pttl(key) <= 33_000
+    assert 0 < shop.cache.pttl(key) <= 33_000
     problem(shop.ask(product), 404, "not_found")
     shop.happen("list_price.changed", product, "NY", data={"amount": 5})
     assert shop.costs("5.00", product)

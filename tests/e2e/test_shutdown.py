@@ -82,7 +82,7 @@ def replaced(shop: Shop, name: str, pid: int) -> None:
 def locks_of(shop: Shop, processes: list[psutil.Process]) -> list[str]:
     """Locks that these have not freed."""
     pids = {str(process.pid) for process in processes}
-    held = {name: shop.redis.get(name) for name in shop.redis.scan_iter("lock:*")}
+    held = {name: shop.broker.get(name) for name in shop.broker.scan_iter("lock:*")}
     return [name for name, owner in held.items() if owner and owner.split(":")[1] in pids]
 
 
@@ -115,7 +115,8 @@ def test_the_api_says_that_it_leaves_and_answers_what_has_reached_it(house: Shop
         balancer = http.client.HTTPConnection("127.0.0.1", house.system.port, timeout=10)
         balancer.connect()
         balancer.auto_open = 0
-        house.redis.client_pause(1000, all=True)
+        for store in (house.broker, house.cache):
+            store.client_pause(1000, all=True)
         leaving = [api, *api.children()]
         api.terminate()
         eventually(lambda: readiness(balancer) == (503, "leaving", "close"))
@@ -210,6 +211,7 @@ def test_a_worker_finishes_the_batch_in_hand(house: Shop, which: Callable[[Shop,
 
 def test_a_second_signal_breaks_the_batch_in_hand_off(house: Shop) -> None:
     """It is rolled back, its lock is free at once, and it counts as no failed attempt."""
+    eventually(lambda: len(parent(house, "worker")) == 3)  # who left in the last test was replaced
     product = house.product()
     with nothing_commits(house, product):
         event_id = house.publish("list_price.changed", product, "NY", data={"amount": 3})
@@ -226,7 +228,7 @@ def test_a_second_signal_breaks_the_batch_in_hand_off(house: Shop) -> None:
 
 def is_applied_once(shop: Shop, product: str, event_id: str) -> bool:
     shop.settle(BUSY_S)
-    failed = [failure for name in shop.redis.scan_iter("failures:*") for failure in shop.redis.hvals(name)]
+    failed = [failure for name in shop.broker.scan_iter("failures:*") for failure in shop.broker.hvals(name)]
     return shop.causes(product) == [f"event:{event_id}"] and failed == []
 
 

@@ -66,22 +66,23 @@ def test_an_event_outlives_a_process_that_dies_while_it_is_being_applied(
     assert effects(shop, event_id) == 1
 
 
-def test_workers_outlive_the_death_of_redis_with_an_event_in_their_hands(shop: Shop) -> None:
+@pytest.mark.parametrize("store", ["broker", "cache"])
+def test_workers_outlive_the_death_of_redis_with_an_event_in_their_hands(shop: Shop, store: str) -> None:
     """Nor is that a failure of the event."""
     product = shop.product()
     workers = {worker.pid for worker in process(shop, "worker").children()} | {shop.system.pids()["worker"]}
     with nothing_commits(shop, product):
         event_id = shop.publish("list_price.changed", product, "NY", data={"amount": 8})
         eventually(lambda: someone_waits(shop), RESTART_S)
-        killed = shop.system.kill("valkey")
-        eventually(lambda: shop.system.pids().get("valkey", killed) != killed, RESTART_S)
-        eventually(lambda: shop.redis.ping(), RESTART_S)
+        killed = shop.system.kill(store)
+        eventually(lambda: shop.system.pids().get(store, killed) != killed, RESTART_S)
+        eventually(lambda: shop.broker.ping() and shop.cache.ping(), RESTART_S)
     shop.settle(RESTART_S)
     assert shop.costs("8.00", product)
     assert shop.causes(product) == [f"event:{event_id}"]
     assert effects(shop, event_id) == 1
     assert {worker.pid for worker in process(shop, "worker").children()} | {shop.system.pids()["worker"]} == workers
-    assert shop.redis.hgetall("events:failures") == {}
+    assert shop.broker.hgetall("events:failures") == {}
 
 
 def test_events_published_while_nobody_listens_are_applied_when_somebody_does_again(shop: Shop) -> None:
@@ -103,7 +104,7 @@ def test_an_event_waits_for_workers_longer_than_all_its_attempts(shop: Shop) -> 
         event_id = shop.publish("list_price.changed", product, "NY", data={"amount": 7})
 
         def deliveries() -> int:
-            entries = shop.redis.xpending_range("events", "repricing", "-", "+", 10)
+            entries = shop.broker.xpending_range("events", "repricing", "-", "+", 10)
             return max((int(entry["times_delivered"]) for entry in entries), default=0)
 
         eventually(lambda: deliveries() > 6, RESTART_S)
@@ -125,7 +126,7 @@ def test_a_poisonous_event_is_set_aside_and_takes_no_other_with_it(shop: Shop) -
         " FOR EACH ROW WHEN (NEW.event_id LIKE 'poison-%') EXECUTE FUNCTION fail()"
     )
     try:
-        with shop.redis.pipeline(transaction=True) as pipeline:
+        with shop.broker.pipeline(transaction=True) as pipeline:
             for event_id, amount in ((poison, 1), (f"good-{product}", 2)):
                 event = (
                     f'{{"id": "{event_id}", "type": "list_price.changed", "subject": "{product}",'

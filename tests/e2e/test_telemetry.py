@@ -57,7 +57,7 @@ class Witness:
     """Reads the stream by a group of its own, so that nothing is trimmed before it has seen it."""
 
     def __init__(self, system: System) -> None:
-        self._client = redis.Redis.from_url(system.redis_url)
+        self._client = redis.Redis.from_url(system.broker_url)
         self._client.xgroup_create(STREAM, WITNESS, id="0", mkstream=True)
         self.numbers: dict[str, Counter[int]] = {}
         self.ends: dict[str, list[int]] = {}
@@ -227,7 +227,7 @@ def test_while_redis_stands_still_records_go_to_disk_and_from_there_into_the_str
 ) -> None:
     with Clients(house.port) as clients:
         clients.more()
-        with standing_still(house.pids()["valkey"]):
+        with standing_still(house.pids()["broker"]):
             eventually(lambda: spilled(house), timeout_s=20)
             clients.more(500)
         clients.more()
@@ -296,7 +296,7 @@ def test_what_a_killed_worker_had_spilled_is_brought_home_by_the_living(house: S
     lost_before = sum(map(len, witness.look().gaps().values()))
     with Clients(house.port) as clients:
         clients.more()
-        with standing_still(house.pids()["valkey"]):
+        with standing_still(house.pids()["broker"]):
             eventually(lambda: spilling(house), timeout_s=20)
             clients.more(300)
             os.kill(spilling(house)[0], signal.SIGKILL)
@@ -316,7 +316,7 @@ def full(client: redis.Redis) -> Iterator[None]:
 
 def test_what_a_killed_worker_lost_while_redis_was_full_is_stated(house: System, witness: Witness) -> None:
     lost_before = sum(map(len, witness.look().gaps().values()))
-    with redis.Redis.from_url(house.redis_url) as client, Clients(house.port) as clients:
+    with redis.Redis.from_url(house.broker_url) as client, Clients(house.port) as clients:
         clients.more()
         with full(client):
             eventually(lambda: spilling(house), timeout_s=20)
@@ -339,7 +339,7 @@ def test_in_synchronous_mode_no_answer_is_without_its_record_whoever_is_killed()
                 os.kill(api_workers(system)[0], signal.SIGKILL)
                 eventually(lambda: len(api_workers(system)) == 2, timeout_s=30)
             clients.more()
-            with standing_still(system.pids()["valkey"]):
+            with standing_still(system.pids()["broker"]):
                 clients.more(50)
                 os.kill(api_workers(system)[0], signal.SIGKILL)
                 clients.more(50)

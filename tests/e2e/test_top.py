@@ -92,7 +92,7 @@ def having_waited(shop: Shop, seconds: float) -> str | None:
 def test_dead_letters_and_processes_are_those_that_there_are(shop: Shop) -> None:
     shop.happen("cost.changed", "nobody-sells-this", "NY", data={"amount": 1})
     picture = top(shop)
-    assert figure(picture, "dead letters") == shop.redis.xlen("events:dead") > 0
+    assert figure(picture, "dead letters") == shop.broker.xlen("events:dead") > 0
     assert [figure(picture, kind) for kind in ("api", "listener", "worker", "jobs")] == [2, 1, 2, 2]
     assert re.search("breakers +all closed", picture)
 
@@ -109,10 +109,10 @@ def test_a_recalculation_that_nobody_works_on_is_seen(shop: Shop) -> None:
 
 def test_without_the_api_there_is_what_redis_knows(shop: Shop) -> None:
     port = free_port()
-    named = {"PRICING_CACHE_URL": shop.system.redis_url, "PRICING_PORT": str(port)}
+    named = {"PRICING_BROKER_URL": shop.system.broker_url, "PRICING_PORT": str(port)}
     picture = top(shop, PRICING_DATA="nowhere", **named)
     assert f"http://127.0.0.1:{port} does not answer" in picture
-    assert figure(picture, "dead letters") == shop.redis.xlen("events:dead")
+    assert figure(picture, "dead letters") == shop.broker.xlen("events:dead")
     assert "recalculations" in picture
     assert "unknown" in picture
 

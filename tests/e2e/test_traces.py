@@ -189,7 +189,7 @@ def test_an_envelope_of_another_service_is_continued(shop: Shop, collector: Coll
         "data": {"amount": 4},
         "traceparent": f"00-{trace_id}-{uuid4().hex[:16]}-01",
     }
-    shop.redis.publish("market_events", json.dumps(event))
+    shop.broker.publish("market_events", json.dumps(event))
     journey = {"take over market_events", "publish market_events", "receive market_events", "redis put prices"}
     eventually(lambda: journey <= {span.name for span in collector.spans(trace_id)}, timeout_s=20)
 

@@ -59,14 +59,14 @@ def refusal(*arguments: str | Path, env: Mapping[str, str] | None = None) -> str
 
 def test_a_killed_process_is_restarted_and_said_so(start: Start) -> None:
     system = start().wait_until_ready()
-    for name in ("worker", "listener", "api", "valkey", "postgres"):
-        urls = system.database_url, system.redis_url
+    for name in ("worker", "listener", "api", "broker", "cache", "postgres"):
+        urls = system.running()["stores"]
         below = psutil.Process(system.pids()[name]).children(recursive=True)
         killed = system.kill(name)
         eventually(lambda: system.pids().get(name, killed) != killed, timeout_s=30)  # noqa: B023
         assert f"{name} died (killed by SIGKILL)" in system.said()
         eventually(lambda: f"{name} was started again" in system.said())  # noqa: B023
-        assert (system.database_url, system.redis_url) == urls
+        assert system.running()["stores"] == urls
         eventually(lambda: still_running(below) == [], timeout_s=30)  # noqa: B023
     eventually(lambda: system.get("/readyz") == 200, timeout_s=30)
 
@@ -170,13 +170,13 @@ def test_stores_of_ones_own_are_used_and_not_stopped(start: Start, system: Syste
         connection.execute("CREATE DATABASE ones_own")
     own = {
         "PRICING_DATABASE_URL": system.database_url.replace("/pricing?", "/ones_own?"),
-        "PRICING_CACHE_URL": system.redis_url.removesuffix("/0") + "/9",
+        "PRICING_CACHE_URL": system.broker_url.removesuffix("/0") + "/9",
         "PRICING_EVENT_CHANNEL": "ones_own",
     }
     other = start("--catalog", "none", env=own).wait_until_ready()
     assert set(other.pids()) == {"metrics", "worker", "jobs", "listener", "api"}
     assert other.stop() == 0
-    with redis.Redis.from_url(system.redis_url) as client:
+    with redis.Redis.from_url(system.broker_url) as client:
         assert client.ping()
 
 

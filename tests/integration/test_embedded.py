@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +16,12 @@ import redis
 
 from app.local import embedded, homes
 from app.local.stores import answers
-from app.local.supervisor import Supervisor
+from app.local.supervisor import Child, Supervisor
 from tests.support.stores import Stores, temporary_data
 from tests.support.waiting import eventually
+
+COMPILER = shutil.which("cc")
+SLOW_DISK = Path(__file__).parents[1] / "support" / "slow_disk.c"
 
 
 @pytest.fixture
@@ -32,6 +37,19 @@ def supervisor() -> Iterator[Supervisor]:
     supervisor.stop()
 
 
+def kill(supervisor: Supervisor) -> None:
+    """Everybody, with SIGKILL; returns when all were started again."""
+    for child in supervisor.children:
+        assert child.process is not None
+        child.process.kill()
+
+    def started_again() -> bool:
+        supervisor.tick()
+        return all(child.deaths and child.process for child in supervisor.children)
+
+    eventually(started_again)
+
+
 def start_postgres(supervisor: Supervisor, data: Path) -> str:
     child, url = embedded.postgres(data, data / "postgres.log")
     supervisor.start(child)
@@ -39,8 +57,16 @@ def start_postgres(supervisor: Supervisor, data: Path) -> str:
     return url
 
 
-def start_valkey(supervisor: Supervisor, data: Path) -> str:
-    child, url = embedded.valkey(data, data / "valkey.log")
+def start_broker(supervisor: Supervisor, data: Path) -> str:
+    return start_valkey(supervisor, embedded.broker(data, data / "broker.log"))
+
+
+def start_cache(supervisor: Supervisor, data: Path) -> str:
+    return start_valkey(supervisor, embedded.cache(data, data / "cache.log"))
+
+
+def start_valkey(supervisor: Supervisor, valkey: tuple[Child, str]) -> str:
+    child, url = valkey
     supervisor.start(child)
     eventually(lambda: answers(url))
     return url
@@ -56,36 +82,72 @@ def test_postgres_comes_back_at_the_same_address_with_its_data(supervisor: Super
         assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
 
 
-def test_valkey_comes_back_at_the_same_address_with_its_data(supervisor: Supervisor, data: Path) -> None:
-    url = start_valkey(supervisor, data)
+def test_the_broker_comes_back_at_the_same_address_with_its_data(supervisor: Supervisor, data: Path) -> None:
+    url = start_broker(supervisor, data)
     with redis.Redis.from_url(url) as client:
         client.set("kept", "1")
-        client.config_set("appendfsync", "no")
     supervisor.stop()
-    assert start_valkey(supervisor, data) == url
+    assert start_broker(supervisor, data) == url
     with redis.Redis.from_url(url) as client:
         assert client.get("kept") == b"1"
 
 
-def test_valkey_gets_another_port_when_somebody_took_its_own(supervisor: Supervisor, data: Path) -> None:
-    first = embedded.valkey(data, data / "valkey.log")[1]
-    port = int((data / "valkey" / "port").read_text())
+def test_the_cache_comes_back_at_the_same_address_with_nothing(supervisor: Supervisor, data: Path) -> None:
+    """What it had on a disk might be older than what it had said."""
+    url = start_cache(supervisor, data)
+    with redis.Redis.from_url(url) as client:
+        client.set("kept", "1")
+    supervisor.stop()
+    assert start_cache(supervisor, data) == url
+    with redis.Redis.from_url(url) as client:
+        assert client.get("kept") is None
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a slow disk with (Debian: apt install gcc)")
+def test_what_the_broker_has_answered_outlives_it_however_slow_the_disk(
+    supervisor: Supervisor, data: Path, tmp_path: Path
+) -> None:
+    """It is killed while it syncs: a server that answers before it has written loses that."""
+    assert COMPILER is not None
+    library = tmp_path / "slow_disk.so"
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-O2", "-o", library, SLOW_DISK], check=True)
+    child, url = embedded.broker(data, data / "broker.log")
+    child.env = {**(child.env or {}), "LD_PRELOAD": str(library), "SYNC_TAKES_MS": "1500"}
+    start_valkey(supervisor, (child, url))
+    answered: list[bytes] = []
+    with redis.Redis.from_url(url) as client:
+        until = time.monotonic() + 2.2  # a server that syncs each second is in the middle of it
+        while time.monotonic() < until:
+            answered.append(client.xadd("events", {"event": "one more"}))
+    kill(supervisor)
+    with redis.Redis.from_url(url) as client:
+        eventually(lambda: answers(url))
+        assert {entry for entry, _ in client.xrange("events")} >= set(answered)
+
+
+def test_events_of_when_one_server_did_both_are_the_brokers(supervisor: Supervisor, data: Path) -> None:
+    url = start_broker(supervisor, data)
+    with redis.Redis.from_url(url) as client:
+        client.xadd("events", {"event": "of before"})
+    supervisor.stop()
+    (data / "broker").rename(data / "valkey")
+    assert start_broker(supervisor, data) == url
+    with redis.Redis.from_url(url) as client:
+        assert client.xlen("events") == 1
+
+
+def test_the_broker_gets_another_port_when_somebody_took_its_own(supervisor: Supervisor, data: Path) -> None:
+    first = embedded.broker(data, data / "broker.log")[1]
+    port = int((data / "broker" / "port").read_text())
     with socket.create_server(("127.0.0.1", port)):
-        second = start_valkey(supervisor, data)
+        second = start_broker(supervisor, data)
     assert second != first
 
 
 def test_a_killed_store_is_restarted_where_it_was(supervisor: Supervisor, data: Path) -> None:
-    urls = [start_postgres(supervisor, data), start_valkey(supervisor, data)]
-    for child in supervisor.children:
-        assert child.process is not None
-        child.process.kill()
-
-    def back() -> bool:
-        supervisor.tick()
-        return all(child.deaths for child in supervisor.children) and all(map(answers, urls))
-
-    eventually(back, timeout_s=20)
+    urls = [start_postgres(supervisor, data), start_broker(supervisor, data), start_cache(supervisor, data)]
+    kill(supervisor)
+    eventually(lambda: all(map(answers, urls)), timeout_s=20)
 
 
 def test_postgres_is_durable_and_keeps_time_in_utc(stores: Stores) -> None:
@@ -97,10 +159,24 @@ def test_postgres_is_durable_and_keeps_time_in_utc(stores: Stores) -> None:
     assert shown == {"fsync": ("on",), "synchronous_commit": ("on",), "timezone": ("UTC",)}
 
 
-def test_valkey_never_evicts_and_writes_every_command_down(stores: Stores) -> None:
+def test_the_broker_never_evicts_and_has_every_command_on_the_disk(stores: Stores) -> None:
     with redis.Redis.from_url(stores.valkey_url, decode_responses=True) as client:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("append*") | {"appendonly": "yes", "appendfsync": "always"} == client.config_get(
+            "append*"
+        )
+
+
+def test_a_cache_that_is_full_forgets_prices_and_not_when_all_were_forgotten(
+    supervisor: Supervisor, data: Path
+) -> None:
+    with redis.Redis.from_url(start_cache(supervisor, data)) as client:
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 1_000_000)
+        client.set("prices_cleared_at", "1")
+        for n in range(2_000):
+            client.set(f"price:NY/P-{n}", bytes(1_000), px=3_600_000)
+        assert 0 < int(client.dbsize()) < 2_000
+        assert client.get("prices_cleared_at") == b"1"
 
 
 def test_nobody_else_on_the_machine_gets_in(stores: Stores) -> None:

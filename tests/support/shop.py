@@ -36,7 +36,7 @@ _AT_WORK = """
 
 
 class Shop:
-    """`http` asks the API, `redis` and `sql` look behind it. Every test makes products of its own."""
+    """`http` asks the API; `broker`, `cache` and `sql` look behind it. Every test makes products of its own."""
 
     metrics_port: int
     """Where Prometheus finds the metrics."""
@@ -44,7 +44,8 @@ class Shop:
     def __init__(self, system: System) -> None:
         self.system = system
         self.http = self.fresh_client()
-        self.redis: Any = redis.Redis.from_url(system.redis_url, decode_responses=True)
+        self.broker: Any = redis.Redis.from_url(system.broker_url, decode_responses=True)
+        self.cache: Any = redis.Redis.from_url(system.cache_url, decode_responses=True)
         self._database = psycopg.connect(system.database_url, autocommit=True)
         self._numbers = itertools.count(1)
         for location, (currency, number, time_zone) in LOCATIONS.items():
@@ -56,7 +57,8 @@ class Shop:
 
     def close(self) -> None:
         self.http.close()
-        self.redis.close()
+        self.broker.close()
+        self.cache.close()
         self._database.close()
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -143,18 +145,19 @@ class Shop:
             lines = (self.system.data / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
             said += [f"{name}:", *(line[:300] for line in lines[-8:])]
         said += ["PostgreSQL:", *map(str, self.sql(_AT_WORK))]
-        keys = [key for kind in ("inbox", "suspects", "trying", "lock", "hint") for key in self.redis.keys(f"{kind}:*")]
-        said += [f"{key}: {self.redis.pttl(key)} ms" for key in keys]
-        said += [f"queues: {[(queue, self.redis.llen(queue)) for queue in QUEUES]}"]
-        said += [f"{key}: {self.redis.hgetall(key)}" for key in self.redis.keys("breaker:*")]
-        said += [f"pending: {self.redis.xpending_range('events', 'repricing', '-', '+', 20)}"]
+        kinds = ("inbox", "suspects", "trying", "lock", "hint")
+        keys = [key for kind in kinds for key in self.broker.keys(f"{kind}:*")]
+        said += [f"{key}: {self.broker.pttl(key)} ms" for key in keys]
+        said += [f"queues: {[(queue, self.broker.llen(queue)) for queue in QUEUES]}"]
+        said += [f"{key}: {self.broker.hgetall(key)}" for key in self.broker.keys("breaker:*")]
+        said += [f"pending: {self.broker.xpending_range('events', 'repricing', '-', '+', 20)}"]
         return "\n".join(said)
 
     def unacknowledged(self) -> list[str]:
         """Ids of stream entries that nobody has acknowledged, whether read or not."""
-        (group,) = (group for group in self.redis.xinfo_groups("events") if group["name"] == "repricing")
-        pending = self.redis.xpending_range("events", "repricing", "-", "+", 1000)
-        unread = self.redis.xrange("events", f"({group['last-delivered-id']}", "+")
+        (group,) = (group for group in self.broker.xinfo_groups("events") if group["name"] == "repricing")
+        pending = self.broker.xpending_range("events", "repricing", "-", "+", 1000)
+        unread = self.broker.xrange("events", f"({group['last-delivered-id']}", "+")
         return [entry["message_id"] for entry in pending] + [stream_id for stream_id, _ in unread]
 
     @contextmanager
@@ -162,13 +165,13 @@ class Shop:
         """Every event that comes into the stream in this block, in its order, once the block is over. A group of our
         own, which has yet to read them, keeps them from being trimmed."""
         group, events = f"recording-{uuid4()}", list[dict[str, Any]]()
-        self.redis.xgroup_create("events", group, "$")
+        self.broker.xgroup_create("events", group, "$")
         try:
             yield events
-            for _, entries in self.redis.xreadgroup(group, "test", {"events": ">"}):
+            for _, entries in self.broker.xreadgroup(group, "test", {"events": ">"}):
                 events += [json.loads(fields["event"]) for _, fields in entries]
         finally:
-            self.redis.xgroup_destroy("events", group)
+            self.broker.xgroup_destroy("events", group)
 
     def history(self, product_id: str, location: str = "NY") -> list[dict[str, Any]]:
         """Every version, newest first."""
@@ -182,7 +185,7 @@ class Shop:
         return [version["cause"] for version in reversed(self.history(product_id, location))]
 
     def dead_letters(self) -> list[dict[str, str]]:
-        return [fields for _, fields in self.redis.xrange("events:dead")]
+        return [fields for _, fields in self.broker.xrange("events:dead")]
 
     def task(self, task_id: str, timeout_s: float = 30) -> dict[str, Any]:
         """A task's last state, once it has ended."""

@@ -73,7 +73,7 @@ def stores() -> Iterator[Stores]:
         supervisor = Supervisor(print)
         try:
             postgres, postgres_url = embedded.postgres(data, data / "postgres.log")
-            valkey, valkey_url = embedded.valkey(data, data / "valkey.log")
+            valkey, valkey_url = embedded.broker(data, data / "valkey.log")
             for child in (postgres, valkey):
                 supervisor.start(child)
             eventually(lambda: answers(postgres_url) and answers(valkey_url), timeout_s=30)

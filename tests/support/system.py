@@ -28,8 +28,8 @@ _PR_SET_PDEATHSIG = 1
 class System:
     """One `pricing up`, on a free port and its own data folder.
 
-    `url` is the API's; `database_url` and `redis_url` are the embedded stores'; `pids()` are
-    the processes under the supervisor by name (postgres, valkey, worker, listener, api).
+    `url` is the API's; `database_url`, `broker_url` and `cache_url` are the embedded stores'; `pids()`
+    are the processes under the supervisor by name (postgres, broker, cache, worker, listener, api).
     `prefix` goes before the command, to run it as another user for example.
     """
 
@@ -80,7 +80,11 @@ class System:
         return str(self.running()["stores"]["database_url"])
 
     @property
-    def redis_url(self) -> str:
+    def broker_url(self) -> str:
+        return str(self.running()["stores"]["broker_url"])
+
+    @property
+    def cache_url(self) -> str:
         return str(self.running()["stores"]["cache_url"])
 
     @property
