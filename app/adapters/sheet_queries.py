@@ -9,15 +9,25 @@ from app.adapters.database import run
 from app.domain.money import Currency, currency
 from app.domain.rows import HistoryEntry, StoredSheet
 
-_STORED = """
+# Row by row, whatever the planner would rather do: it takes the pair of keys for rarer than it is, and would read every
+# version that a row has had to find the current one.
+STORED = """
     SELECT p.product_key, l.location_key, lp.amount IS NOT NULL, coalesce(ps.version, 0),
            (extract(epoch FROM ps.valid_until) * 1000)::int8, h.sheet
     FROM unnest(%(products)s::text[], %(locations)s::text[]) WITH ORDINALITY AS n (product_id, location, nth)
-    LEFT JOIN products p USING (product_id)
-    LEFT JOIN locations l USING (location)
-    LEFT JOIN list_prices lp USING (product_key, location_key)
-    LEFT JOIN price_sheets ps USING (product_key, location_key)
-    LEFT JOIN price_history h USING (product_key, location_key, version)
+    LEFT JOIN LATERAL (SELECT product_key FROM products WHERE product_id = n.product_id OFFSET 0) p ON true
+    LEFT JOIN LATERAL (SELECT location_key FROM locations WHERE location = n.location OFFSET 0) l ON true
+    LEFT JOIN LATERAL (
+        SELECT amount FROM list_prices WHERE (product_key, location_key) = (p.product_key, l.location_key) OFFSET 0
+    ) lp ON true
+    LEFT JOIN LATERAL (
+        SELECT version, valid_until FROM price_sheets
+        WHERE (product_key, location_key) = (p.product_key, l.location_key) OFFSET 0
+    ) ps ON true
+    LEFT JOIN LATERAL (
+        SELECT sheet FROM price_history
+        WHERE (product_key, location_key, version) = (p.product_key, l.location_key, ps.version) OFFSET 0
+    ) h ON true
     ORDER BY nth
 """
 
@@ -37,7 +47,7 @@ class SheetQueries:
     def stored(self, names: Sequence[tuple[str, str]]) -> list[StoredSheet]:
         """For each (product id, location), in order, what is stored of it."""
         products, locations = zip(*names, strict=True) if names else ((), ())
-        rows = run(self._connection, _STORED, {"products": list(products), "locations": list(locations)})
+        rows = run(self._connection, STORED, {"products": list(products), "locations": list(locations)})
         return [StoredSheet(*row) for row in rows]
 
     def location(self, location: str) -> tuple[Currency, str] | None:
