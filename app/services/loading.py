@@ -1,10 +1,15 @@
-"""Loading rows: one load per row, in this process by a future that is shared, across processes by a lease."""
+"""Loading rows: one load per row, in this process by a future that is shared, across processes by a lease.
+
+What is missed while loads are on their way goes together in the next one: the more is missed, the less a row costs.
+"""
 
 import asyncio
+import contextvars
 import math
 import random
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -44,6 +49,28 @@ class Patience:
 
 PATIENCE = Patience()
 
+AT_A_TIME = 2
+"""Loads that are on their way. Where PostgreSQL is quick one would do; a row that takes long shall not hold up all."""
+
+TOGETHER = 200
+"""Rows of one load, but for those of one request, which stay together: Redis answers nobody else while it grants their
+leases."""
+
+_FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 2.0, 50.0
+
+
+@dataclass
+class _Wanted:
+    """Rows to be fetched for whoever waits for these futures, if need be `early`, although they are fresh. Rows that
+    another process is loading are looked for again after a pause, and from `deadline` on read without its leave. A load
+    is part of the trace in whose `context` it was wanted, that of several of the first one's."""
+
+    futures: dict[Name, asyncio.Future[Found]]
+    early: bool
+    deadline: int
+    pause_ms: float = _FIRST_PAUSE_MS
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+
 
 class Loads:
     """The loads of one process, and the two stores that they go to, each behind its breaker."""
@@ -63,7 +90,9 @@ class Loads:
         self._cache, self._load = cache, load
         self._breaker, self._cache_breaker = breaker, cache_breaker
         self._loading: dict[Name, asyncio.Future[Found]] = {}
+        self._wanted: deque[_Wanted] = deque()
         self._background: set[asyncio.Task[None]] = set()
+        self._at_work = 0
         self._not_before: dict[Name, int] = {}
         self._load_ms = 5.0
 
@@ -95,9 +124,7 @@ class Loads:
             loop = asyncio.get_running_loop()
             started = {name: loop.create_future() for name in new}
             self._loading.update(started)
-            task = asyncio.create_task(self._fetch_into(started, early))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._want(_Wanted(started, early, self.clock() + self.patience.lease))
         return {name: self._loading[name] for name in names}
 
     async def cached(self, names: Sequence[Name]) -> Sequence[Slot | None] | None:
@@ -126,62 +153,94 @@ class Loads:
         early_ms = self._load_ms * -math.log(1.0 - random.random())  # noqa: S311 - spreads load only
         self.near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
 
-    async def _fetch_into(self, futures: dict[Name, asyncio.Future[Found]], early: bool) -> None:
-        """Settle every future, whatever happens: a reader must never wait for one that nobody works on."""
-        error: Exception = Unavailable("the price could not be read")
+    def _want(self, wanted: _Wanted) -> None:
+        self._wanted.append(wanted)
+        if self._at_work < AT_A_TIME:
+            self._at_work += 1
+            task = asyncio.create_task(self._work())
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _work(self) -> None:
+        """Until nothing is wanted."""
         try:
-            await self._fetch(futures, early)
+            while self._wanted:
+                together = [self._wanted.popleft()]
+                rows = len(together[0].futures)
+                while self._wanted and rows < TOGETHER and self._wanted[0].early == together[0].early:
+                    together.append(self._wanted.popleft())
+                    rows += len(together[-1].futures)
+                await asyncio.create_task(self._fetch_into(together), context=together[0].context)
+        finally:
+            self._at_work -= 1
+
+    async def _fetch_into(self, together: Sequence[_Wanted]) -> None:
+        """Settle every future, or want it again, whatever happens: a reader must never wait for one that nobody works
+        on."""
+        error: Exception = Unavailable("the price could not be read")
+        others: set[Name] = set()
+        try:
+            others = await self._fetch(together)
         except Exception as failure:  # handed on to whoever waits
             error = failure
         finally:
-            for name, future in futures.items():
-                if self._loading.get(name) is future:
-                    del self._loading[name]
-                if not future.done():
-                    future.set_exception(error)
-                    future.exception()  # looked at: a background refresh has nobody who waits
+            for wanted in together:
+                again = {name: future for name, future in wanted.futures.items() if name in others}
+                for name, future in wanted.futures.items():
+                    if name in again:
+                        continue
+                    if self._loading.get(name) is future:
+                        del self._loading[name]
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # looked at: a background refresh has nobody who waits
+                if again:
+                    pause_ms = min(wanted.pause_ms * 2, _LONGEST_PAUSE_MS)
+                    later = replace(wanted, futures=again, pause_ms=pause_ms)
+                    asyncio.get_running_loop().call_later(wanted.pause_ms / 1000, self._want, later)
 
-    async def _fetch(self, futures: dict[Name, asyncio.Future[Found]], early: bool) -> None:
-        """Lease, load and fill; wait for the rows that another process is loading."""
-        token = uuid4().hex
-        waiting = list(futures)
-        deadline = self.clock() + self.patience.lease
-        pause_ms = 2.0
-        while waiting:
-            with self.near.reading(waiting):
-                epoch = self.near.epoch
-                leases = await self._lease(waiting, token, early)
-                if leases is None:
-                    self._settle(futures, await self._from_database(waiting), "database")
-                    return
-                mine, others = [], []
-                for name, (slot, granted) in zip(waiting, leases, strict=True):
-                    if granted:
-                        mine.append(name)
-                    elif slot is not None and self.clock() < slot.fresh_until:
-                        self.keep(name, slot, epoch)
-                        self._settle(futures, {name: slot}, "cache")
-                    else:
-                        others.append(name)
+    async def _fetch(self, together: Sequence[_Wanted]) -> set[Name]:
+        """Lease, load and fill; the rows that another process is loading."""
+        futures: dict[Name, list[asyncio.Future[Found]]] = defaultdict(list)
+        overdue: set[Name] = set()
+        for wanted in together:
+            late = self.clock() > wanted.deadline
+            for name, future in wanted.futures.items():
+                futures[name].append(future)
+                if late:
+                    overdue.add(name)
+        token, names = uuid4().hex, list(futures)
+        mine, others = [], set[Name]()
+        with self.near.reading(names):
+            epoch = self.near.epoch
+            leases = await self._lease(names, token, together[0].early)
+            if leases is None:
+                self._settle(futures, await self._from_database(names, len(together)), "database")
+                return set()
+            for name, (slot, granted) in zip(names, leases, strict=True):
+                if granted:
+                    mine.append(name)
+                elif slot is not None and self.clock() < slot.fresh_until:
+                    self.keep(name, slot, epoch)
+                    self._settle(futures, {name: slot}, "cache")
+                else:
+                    others.add(name)
+        overdue &= others
+        if mine or overdue:
+            loaded = await self._from_database([*mine, *overdue], len(together))
             if mine:
-                loaded = await self._from_database(mine)
-                await self._ask_cache(lambda: self._cache.fill(loaded, token))  # noqa: B023 - called at once
-                self._settle(futures, loaded, "database")  # right, whether or not the cache took it
-            waiting = others
-            if waiting:
-                if self.clock() > deadline:
-                    self._settle(futures, await self._from_database(waiting), "database")
-                    return
-                await asyncio.sleep(pause_ms / 1000)
-                pause_ms = min(pause_ms * 2, 50)
+                filled = {name: loaded[name] for name in mine}
+                await self._ask_cache(lambda: self._cache.fill(filled, token))
+            self._settle(futures, loaded, "database")  # right, whether or not the cache took it
+        return others - overdue
 
     async def _lease(self, names: list[Name], token: str, early: bool) -> list[Leased] | None:
         now, lease_ms = self.clock(), self.patience.lease
         return await self._ask_cache(lambda: self._cache.lease(names, token, now, lease_ms, early=early))
 
-    async def _from_database(self, names: Sequence[Name]) -> dict[Name, Slot]:
+    async def _from_database(self, names: Sequence[Name], asked: int) -> dict[Name, Slot]:
         """Also into the near cache: it may be newer than what the shared cache has as yet, and whoever has been given
-        it shall not be given anything older afterwards."""
+        it shall not be given anything older afterwards. The breaker is told of a failure once for each who `asked`."""
         self._breaker.check()
         started = self.clock()
         with self.near.reading(names):
@@ -190,7 +249,8 @@ class Loads:
                 async with asyncio.timeout(self.patience.hard / 1000):
                     loaded = await self._load(names)
             except (Unavailable, TimeoutError) as error:
-                self._breaker.failed()
+                for _ in range(asked):
+                    self._breaker.failed()
                 reason = error or "PostgreSQL did not answer in time"
                 raise Unavailable(f"the price could not be read: {reason}") from error
             self._breaker.succeeded()
@@ -199,8 +259,12 @@ class Loads:
                 self.keep(name, slot, epoch)
         return loaded
 
-    def _settle(self, futures: dict[Name, asyncio.Future[Found]], slots: dict[Name, Slot], source: Source) -> None:
+    def _settle(
+        self, futures: dict[Name, list[asyncio.Future[Found]]], slots: dict[Name, Slot], source: Source
+    ) -> None:
         for name, slot in slots.items():
             self._not_before.pop(name, None)
-            if not futures[name].done():
-                futures[name].set_result(Found(slot, source))
+            found = Found(slot, source)
+            for future in futures[name]:
+                if not future.done():
+                    future.set_result(found)

@@ -1,8 +1,9 @@
 """The read path: one load per row, stale rather than broken, nothing past its time."""
 
 import asyncio
+import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,12 +21,12 @@ from app.domain.columns import Table
 from app.domain.rows import LIST_PRICE
 from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
-from app.services.loading import Found, Patience
+from app.services.loading import AT_A_TIME, Found, Patience
 from app.services.reading import SheetReader
 from app.services.repricing import current_versions, reprice
-from app.services.slots import Name
+from app.services.slots import Name, Slot
 from tests.support.proxy import proxy_to
-from tests.support.reading import LIFETIMES, Database, make_reader, process
+from tests.support.reading import LIFETIMES, Database, make_loads, make_reader, process
 from tests.support.waiting import eventually, soon
 from tests.unit.strategies import batch
 from tests.unit.strategies import row as inputs
@@ -217,6 +218,57 @@ def test_what_many_miss_at_the_same_time_is_asked_for_together(
         later = [asyncio.create_task(reader.bring([name])) for name in names]
         await asyncio.gather(first, *later)
         assert calls(valkey) == {"mget": 3}
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_what_is_missed_while_loads_are_on_their_way_is_loaded_together(
+    store: Store, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        cache, database = caches(), Database(store)
+        loads = make_loads(cache, database)
+        database.answers.clear()
+        futures: list[asyncio.Future[Found]] = []
+        for n in range(AT_A_TIME):
+            futures += loads.start([(f"first-{n}", "NY")]).values()
+            await soon(lambda: len(database.loads) == n + 1)  # noqa: B023 - called at once
+        names: list[Name] = [(f"later-{n}", "NY") for n in range(30)]
+        for name in names:
+            futures += loads.start([name]).values()
+        futures += loads.start(names[10:20]).values()
+        database.answers.set()
+        assert all(found.slot.unknown for found in await asyncio.gather(*futures))
+        assert database.loads[AT_A_TIME:] == [names]
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_a_load_belongs_to_the_trace_of_who_asked_first_for_what_is_in_it(
+    caches: Callable[[], AsyncPriceCache],
+) -> None:
+    who = contextvars.ContextVar[str]("who")
+    seen: list[str] = []
+
+    class Remembering(Database):
+        async def load(self, names: Sequence[Name]) -> dict[Name, Slot]:
+            seen.append(who.get())
+            return await super().load(names)
+
+    async def ask() -> None:
+        cache, database = caches(), Remembering(None)
+        loads = make_loads(cache, database)
+        database.answers.clear()
+        futures: list[asyncio.Future[Found]] = []
+        for n in range(AT_A_TIME + 2):
+            who.set(f"request {n}")
+            futures += loads.start([(f"P-{n}", "NY")]).values()
+            await soon(lambda: len(database.loads) == min(n + 1, AT_A_TIME))  # noqa: B023 - called at once
+        database.answers.set()
+        await asyncio.gather(*futures, return_exceptions=True)
+        assert seen == [f"request {n}" for n in range(AT_A_TIME + 1)]
         await cache.close()
 
     on_a_loop(ask)

@@ -56,12 +56,23 @@ def make_reader(
     patience: Patience = PATIENCE,
 ) -> SheetReader:
     """As the API builds it."""
+    return SheetReader(make_loads(cache, database, entries=entries, clock=clock, patience=patience))
+
+
+def make_loads(
+    cache: AsyncPriceCache,
+    database: Database,
+    *,
+    entries: int = 1000,
+    clock: Clock = now_ms,
+    patience: Patience = PATIENCE,
+) -> Loads:
     near = NearCache(entries, int(SILENCE_S * 1000), monotonic_ms)
 
     def breaker(what: str) -> Breaker:
         return Breaker(what, BREAKER_FAILURES, BREAKER_OPEN_MS, monotonic_ms)
 
-    return SheetReader(Loads(near, cache, database.load, breaker("PostgreSQL"), breaker("Redis"), clock, patience))
+    return Loads(near, cache, database.load, breaker("PostgreSQL"), breaker("Redis"), clock, patience)
 
 
 class Process:
