@@ -4,6 +4,7 @@ quick way for prices that are at hand."""
 import time
 from collections.abc import Collection, MutableMapping
 from contextlib import AbstractContextManager
+from contextvars import Token
 from typing import Any
 
 from opentelemetry import context, trace
@@ -168,7 +169,7 @@ class RequestMiddleware:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = message["body"]
-                answer = self.quick_way.answer(path, body) or await self.quick_way.fetch(path, body)
+                answer = self.quick_way.answer(path, body) or await self._fetch(path, body, request)
                 standing = None if answer is None else self._standing_at_once(caller)
                 if answer is not None and standing is not None:
                     headers = [
@@ -181,7 +182,10 @@ class RequestMiddleware:
                     await send({"type": "http.response.body", "body": answer.body})
                     if answer.brought:
                         metrics.quotes.labels("cache").inc(answer.brought)
-                    return Kind("POST", path, 200), answer.quotes - answer.brought, len(answer.body)
+                    if answer.loaded:
+                        metrics.quotes.labels("database").inc(answer.loaded)
+                    at_hand = answer.quotes - answer.brought - answer.loaded
+                    return Kind("POST", path, 200), at_hand, len(answer.body)
             receive = _replayed(message, receive)
         status, answered, sent_bytes = 500, False, 0
 
@@ -198,7 +202,7 @@ class RequestMiddleware:
                 sent_bytes += len(message.get("body", b""))
             await send(message)
 
-        token = None if request.sampled else context.attach(request.context())
+        token = _not_sampled(request)
         try:
             await self._app(scope, receive, send_with_trace)
         except Exception:
@@ -209,6 +213,14 @@ class RequestMiddleware:
             if token is not None:
                 context.detach(token)
         return Kind(scope["method"], _route(scope), status), 0, sent_bytes
+
+    async def _fetch(self, path: str, body: bytes, request: RequestTrace) -> quick.QuickAnswer | None:
+        token = _not_sampled(request)
+        try:
+            return await self.quick_way.fetch(path, body)
+        finally:
+            if token is not None:
+                context.detach(token)
 
 
 class _Held:
@@ -229,6 +241,11 @@ class _Held:
         messages, self._messages = self._messages, []
         for message in messages:
             await self._send(message)
+
+
+def _not_sampled(request: RequestTrace) -> Token[context.Context] | None:
+    """What is done for a request that is not traced is no trace of its own either; a traced one's span is there."""
+    return None if request.sampled else context.attach(request.context())
 
 
 def _span(request: RequestTrace, name: str, start_time: int | None = None) -> AbstractContextManager[trace.Span]:

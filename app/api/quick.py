@@ -1,4 +1,4 @@
-"""The quick way: prices that this process or the shared cache has at hand, answered without routing or models.
+"""The quick way: prices that are to be had at once or soon, answered without routing or models.
 
 It accepts exactly what `PriceRequest` and `BatchRequest` accept in strict JSON types, and leaves everything else,
 wrong or merely unusual, to the endpoints, which decide and explain. A test holds the two equal.
@@ -6,7 +6,7 @@ wrong or merely unusual, to the endpoints, which decide and explain. A test hold
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from app.api.answers import encode
 from app.bootstrap import now_ms
 from app.domain.columns import EVERYONE, MEMBER
-from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, Quote, quote
+from app.domain.quote import MAX_ITEMS, MAX_QUANTITY, Quote, Source, quote
 from app.domain.rules import ID_PATTERN
 from app.services.near_cache import NearCache
 from app.services.slots import Name
@@ -53,36 +53,40 @@ decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
 class QuickAnswer(NamedTuple):
-    """A whole answer, how many quotes are in it, and of how many the price was brought from the shared cache."""
+    """A whole answer, how many quotes are in it, and of how many the price was brought from the shared cache, and from
+    the database."""
 
     body: bytes
     quotes: int
     brought: int = 0
+    loaded: int = 0
 
 
 class QuickWay:
-    """By path, what can be answered from the near cache. `bring` puts there what the shared cache has."""
+    """By path, what can be answered from the near cache. `bring` puts there what is soon to be had, and says what of it
+    came from the database."""
 
-    def __init__(self, near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[None]]) -> None:
+    def __init__(self, near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[Collection[Name]]]) -> None:
         self._near, self._bring = near, bring
-        self._ways: dict[str, Callable[[bytes], QuickAnswer | None]] = {
+        self._ways: dict[str, Callable[[bytes, Collection[Name]], QuickAnswer | None]] = {
             "/api/v1/price": self._price,
             "/api/v1/prices/batch": self._batch,
         }
         self.paths = frozenset(self._ways)
         """What it serves."""
 
-    def answer(self, path: str, body: bytes) -> QuickAnswer | None:
-        """The answer to a POST of this body, or None where the endpoint has to look."""
+    def answer(self, path: str, body: bytes, loaded: Collection[Name] = ()) -> QuickAnswer | None:
+        """The answer to a POST of this body, or None where the endpoint has to look; `loaded` are the rows that were
+        just brought from the database."""
         if not self._near.trusted:
             return None
         try:
-            return self._ways[path](body)
+            return self._ways[path](body, loaded)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
     async def fetch(self, path: str, body: bytes) -> QuickAnswer | None:
-        """The same, with what the shared cache has brought here first."""
+        """The same, with what is not at hand brought here first."""
         try:
             requests = decode_batch(body).items if path.endswith("/batch") else [decode_request(body)]
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -92,28 +96,35 @@ class QuickWay:
         missing = [name for name in names if self._near.fresh(name, now) is None]
         if not missing or not all(_is_id(part) for name in missing for part in name):
             return None
-        await self._bring(missing)
-        answer = self.answer(path, body)
-        return None if answer is None else answer._replace(brought=sum(names[name] for name in missing))
+        loaded = await self._bring(missing)
+        answer = self.answer(path, body, loaded)
+        if answer is None:
+            return None
+        from_database = sum(names[name] for name in loaded)
+        return answer._replace(brought=sum(names[name] for name in missing) - from_database, loaded=from_database)
 
-    def _price(self, body: bytes) -> QuickAnswer | None:
-        found = self._quote(decode_request(body), now_ms())
+    def _price(self, body: bytes, loaded: Collection[Name]) -> QuickAnswer | None:
+        found = self._quote(decode_request(body), now_ms(), "database" if loaded else "cache")
         return None if found is None else QuickAnswer(encode(found), 1)
 
-    def _batch(self, body: bytes) -> QuickAnswer | None:
+    def _batch(self, body: bytes, loaded: Collection[Name]) -> QuickAnswer | None:
         """All items or none: one that is not at hand sends the batch to the endpoint."""
         now = now_ms()
         items = []
         for request in decode_batch(body).items:
-            found = self._quote(request, now)
+            found = self._quote(request, now, _source(request, loaded) if loaded else "cache")
             if found is None:
                 return None
             items.append(_Item(200, found, None))
         return QuickAnswer(encode(_Items(items)), len(items))
 
-    def _quote(self, request: Request, now: int) -> Quote | None:
+    def _quote(self, request: Request, now: int, source: Source) -> Quote | None:
         # As `place` has it; where a part is no id, there is nothing at such a place.
         product_id, location = request.product_id, request.user_location
         segment = MEMBER if request.is_prime_member else EVERYONE
         sheet = self._near.at_hand(f"{location}/{product_id}", segment, now)
-        return None if sheet is None else quote(product_id, location, sheet, segment, request.quantity, "cache")
+        return None if sheet is None else quote(product_id, location, sheet, segment, request.quantity, source)
+
+
+def _source(request: Request, loaded: Collection[Name]) -> Source:
+    return "database" if (request.product_id, request.user_location) in loaded else "cache"

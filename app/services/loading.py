@@ -38,9 +38,11 @@ class Found(NamedTuple):
 @dataclass(frozen=True)
 class Patience:
     """In ms: how long a reader waits for the shared cache, for a load where a stale answer is at hand (`soft`) and
-    where none is (`hard`); how long a lease lasts; how long a row is served stale before a load is tried again."""
+    where none is (`hard`), and before it goes the long way, which can say why there is no answer yet (`quick`); how
+    long a lease lasts; how long a row is served stale before a load is tried again."""
 
     cache: int = 250
+    quick: int = 500
     soft: int = 100
     hard: int = 3_000
     lease: int = 2_000

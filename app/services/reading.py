@@ -1,7 +1,7 @@
 """Reading price sheets: near cache → Redis → PostgreSQL, stale rather than broken."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from app.errors import Unavailable
 from app.services.loading import Found, Loads
@@ -19,7 +19,7 @@ class SheetReader:
         self._loads = loads
         self._missed: set[Name] = set()
         self._bringing: asyncio.Task[None] | None = None
-        self._brought: asyncio.Future[None] | None = None
+        self._brought: asyncio.Future[Collection[Name]] | None = None
 
     def concerned(self, where: str) -> bool:
         """Whether it matters to this process what is told of a row's `place`."""
@@ -48,41 +48,56 @@ class SheetReader:
             self._loads.forget_all()
         self.near.heard(sent_at)
 
-    async def bring(self, names: Sequence[Name]) -> None:
-        """Keep at hand what the shared cache has fresh of these rows. All else is for `find` to do.
-
-        One question is on its way at a time; what is missed meanwhile goes together in the next.
-        """
+    async def bring(self, names: Sequence[Name]) -> Collection[Name]:
+        """Keep at hand what the shared cache has fresh of these rows, or the database, where nobody knows of any stale
+        price; which of them came from there. What is not to be had, or not soon, is for `find` to do."""
         if not names or not self.near.trusted:
-            return
-        if len(names) > _TOGETHER:
-            await self._bring(names)
-            return
+            return ()
+        nowhere = await self._bring(names) if len(names) > _TOGETHER else await self._bring_together(names)
+        now = self._loads.clock()
+        wanted = [name for name in names if name in nowhere and self.near.fresh(name, now) is None] if nowhere else ()
+        if not wanted:
+            return ()
+        futures = self._loads.start(wanted)
+        done, _ = await asyncio.wait(futures.values(), timeout=self._loads.patience.quick / 1000)
+        return {
+            name
+            for name, future in futures.items()
+            if future in done and future.exception() is None and future.result().source == "database"
+        }
+
+    async def _bring_together(self, names: Sequence[Name]) -> Collection[Name]:
+        """One question is on its way at a time; what is missed meanwhile goes together in the next."""
         self._missed.update(names)
         if self._brought is None:
             self._brought = asyncio.get_running_loop().create_future()
         brought = self._brought
         if self._bringing is None:
             self._bringing = asyncio.create_task(self._bring_in_turns())
-        await asyncio.shield(brought)
+        return await asyncio.shield(brought)
 
     async def _bring_in_turns(self) -> None:
         while (brought := self._brought) is not None:
             names, self._missed, self._brought = list(self._missed), set(), None
             try:
-                await self._bring(names)
-                brought.set_result(None)
+                brought.set_result(await self._bring(names))
             except Exception as error:  # a defect, handed on to whoever waits
                 brought.set_exception(error)
         self._bringing = None
 
-    async def _bring(self, names: Sequence[Name]) -> None:
+    async def _bring(self, names: Sequence[Name]) -> Collection[Name]:
+        """From the shared cache; those of which nothing is known there or here, not even stale."""
+        nowhere: set[Name] = set()
         with self.near.reading(names):
             now, epoch = self._loads.clock(), self.near.epoch
-            slots = await self._loads.cached(names)
-            for name, slot in zip(names, slots or (), strict=slots is not None):
-                if slot is not None and now < slot.fresh_until:
+            slots = await self._loads.cached(names) or [None] * len(names)
+            for name, slot in zip(names, slots, strict=True):
+                if slot is None:
+                    if self.near.last_known(name) is None:
+                        nowhere.add(name)
+                elif now < slot.fresh_until:
                     self._loads.keep(name, slot, epoch)
+        return nowhere
 
     async def find(self, names: Sequence[Name]) -> dict[Name, Found]:
         """The same as `find_each`, but raises `Unavailable` where a row is nowhere to be had, not even stale."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from app.api.quick import QuickWay, Request, decode_batch, decode_request
@@ -106,5 +106,5 @@ def _segment(question: Request) -> Segment:
     return MEMBER if question.is_prime_member else EVERYONE
 
 
-async def _nothing_to_bring(names: Sequence[Name]) -> None:
+async def _nothing_to_bring(names: Sequence[Name]) -> Collection[Name]:
     raise AssertionError(f"{names} are not at hand")

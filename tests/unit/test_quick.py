@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -43,11 +43,13 @@ def slot(version: int, payload: bytes, fresh_for_ms: int) -> Slot:
     return Slot(version, now_ms(), now_ms() + fresh_for_ms, payload)
 
 
-async def bring_nothing(names: Sequence[Name]) -> None:
-    pass
+async def bring_nothing(names: Sequence[Name]) -> Collection[Name]:
+    return ()
 
 
-def quick_way(near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[None]] = bring_nothing) -> QuickWay:
+def quick_way(
+    near: NearCache, bring: Callable[[Sequence[Name]], Awaitable[Collection[Name]]] = bring_nothing
+) -> QuickWay:
     return QuickWay(near, bring)
 
 
@@ -201,10 +203,11 @@ def fetched(body: bytes, present: bool) -> tuple[bytes | None, list[Name]]:
     near = NearCache(10, HOUR_MS, monotonic_ms)
     near.heard(monotonic_ms())
 
-    async def bring(names: Sequence[Name]) -> None:
+    async def bring(names: Sequence[Name]) -> Collection[Name]:
         asked.extend(names)
         if present:
             near.put((PRODUCT, LOCATION), slot(SHEET.version, encode_sheet(SHEET), HOUR_MS), now_ms() + HOUR_MS, 1)
+        return ()
 
     answer = asyncio.run(quick_way(near, bring).fetch(PRICE, body))
     return answer and answer.body, asked
@@ -214,6 +217,26 @@ def test_what_only_the_shared_cache_has_is_brought_and_answered_in_the_same_way(
     body = written(REQUIRED)
     assert fetched(body, present=True) == (quick_answer(body), [(PRODUCT, LOCATION)])
     assert fetched(body, present=False) == (None, [(PRODUCT, LOCATION)])
+
+
+def test_of_each_item_is_said_whether_it_was_brought_from_the_database() -> None:
+    near = near_cache()
+    there: Name = ("P-there", LOCATION)
+
+    def keep(name: Name) -> None:
+        near.put(name, slot(SHEET.version, encode_sheet(SHEET), HOUR_MS), now_ms() + HOUR_MS, 1)
+
+    async def bring(names: Sequence[Name]) -> Collection[Name]:
+        for name in names:
+            keep(name)
+        return {there}
+
+    items = [{"product_id": product, "user_location": LOCATION} for product in (PRODUCT, *["P-there"] * 2, "P-cached")]
+    answer = asyncio.run(quick_way(near, bring).fetch(BATCH, json.dumps({"items": items}).encode()))
+    assert answer is not None
+    sources = [item["quote"]["source"] for item in json.loads(answer.body)["items"]]
+    assert sources == ["cache", "database", "database", "cache"]
+    assert (answer.quotes, answer.brought, answer.loaded) == (4, 1, 2)
 
 
 @pytest.mark.parametrize("value", ["", "a/b", " a", "a\n", "-a", "é", "a" * 101])
