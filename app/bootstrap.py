@@ -247,7 +247,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
         buckets=buckets,
         rate_limits=RateLimits(buckets.draw, settings.workers, monotonic_ms),
         feed=feed,
-        hot_names=HotNames(cache_client, reader, feed.heard),
+        hot_names=HotNames(events_client, reader, feed.heard),
         gauges=ProcessGauges(
             {"cache": cache_client, "broker": events_client, "feed": feed_client, "limits": limits_client}, breakers
         ),

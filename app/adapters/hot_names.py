@@ -1,4 +1,5 @@
-"""Which prices are asked for most: kept in Redis by all API processes, to warm up a process that starts."""
+"""Which prices are asked for most: kept by all API processes where a restart does not lose it, to warm up one that
+starts."""
 
 import asyncio
 from contextlib import suppress
