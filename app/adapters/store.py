@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from opentelemetry.trace import SpanKind
 
 from app.adapters.catalog_tables import CatalogTables
-from app.adapters.database import NOW_MS, together, unavailable_if_down
+from app.adapters.database import NOW_MS, run, together, unavailable_if_down
 from app.adapters.event_tables import EventTables
 from app.adapters.key_tables import KeyTables
 from app.adapters.part_tables import PartTables
@@ -47,6 +47,11 @@ class Transaction:
     def together(self) -> AbstractContextManager[None]:
         """A block of `lock`, `set_signals`, `ask_…`, which wait for answers together: see `database.together`."""
         return together(self._connection)
+
+    def expect_few(self) -> None:
+        """What follows in this transaction is about few rows: its statements need no plan of their own, to make which
+        takes PostgreSQL as long as to carry one out. Goes along in a block of `together`."""
+        run(self._connection, "SET LOCAL plan_cache_mode = force_generic_plan", {})
 
     def now_ms(self) -> int:
         """The time, in ms since 1970, by the clock of the database, whichever machine asks."""

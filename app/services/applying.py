@@ -28,6 +28,9 @@ from app.services.repricing import reprice, union
 DIRECT_ROWS = 2_000
 """An event that concerns more rows than this becomes a recalculation task instead of one transaction."""
 
+FEW = 20
+"""So many events, at most, are applied by plans that suit any."""
+
 MOST_ROWS = 20_000
 """Of a batch, signals are applied together until they concern so many rows, and rules as well; the others have the next
 turn. A transaction of more would hold its rows, and its memory, for seconds."""
@@ -116,6 +119,8 @@ def apply_events(
         signals = [item for item in items if item.event.type in _SIGNALS]
         others = [item for item in items if item.event.type not in _SIGNALS]
         with tx.together():
+            if len(items) <= FEW:
+                tx.expect_few()
             checked = tx.events.ask_fence(held.scope, held.token)
             if any(item.event.type in _RULES for item in others):
                 tx.rules.hold_new_rows()
