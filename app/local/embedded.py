@@ -87,9 +87,11 @@ def broker(data: Path, log: Path) -> tuple[Child, str]:
     It never evicts, and every command is on the disk before it answers: whoever has an answer can rely on it, whatever
     dies. The port is chosen once and kept.
     """
-    former = data / "valkey"  # from when one server was the cache, too
+    home, former = data / "broker", data / "valkey"  # from when one server was the cache, too
     if former.exists():
-        former.rename(data / "broker")
+        if home.exists():
+            raise SetUpError(f"{home} and {former} may both have events: move away the one that you do not need.")
+        former.rename(home)
     return _valkey("broker", data, log, "appendonly yes", "appendfsync always", "maxmemory-policy noeviction")
 
 

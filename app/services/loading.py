@@ -231,7 +231,7 @@ class Loads:
         if mine or overdue:
             loaded = await self._from_database([*mine, *overdue], len(together))
             if mine:
-                filled = {name: loaded[name] for name in mine}
+                filled = {name: slot for name, slot in loaded.items() if name not in overdue}
                 await self._ask_cache(lambda: self._cache.fill(filled, token))
             self._settle(futures, loaded, "database")  # right, whether or not the cache took it
         return others - overdue

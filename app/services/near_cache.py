@@ -122,6 +122,11 @@ class NearCache:
         """Whether the feed has been heard lately."""
         return self._clock() - self._heard_at <= self._silence_ms
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is put here now is found here afterwards."""
+        return self._capacity > 0 and self.trusted
+
     def at_hand(self, where: str, segment: Segment, now: int) -> PriceSheet | None:
         """The sheet at this `place`, if nothing has to be done about it, of which neither the names nor what another
         segment pays may be looked at; `now` is in ms since 1970. Only while `trusted`: whoever asks for many looks

@@ -51,7 +51,7 @@ class SheetReader:
     async def bring(self, names: Sequence[Name]) -> Collection[Name]:
         """Keep at hand what the shared cache has fresh of these rows, or the database, where nobody knows of any stale
         price; which of them came from there. What is not to be had, or not soon, is for `find` to do."""
-        if not names or not self.near.trusted:
+        if not names or not self.near.keeps:
             return ()
         nowhere = await self._bring(names) if len(names) > _TOGETHER else await self._bring_together(names)
         now = self._loads.clock()

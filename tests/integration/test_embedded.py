@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import redis
+from pydantic import SecretStr
 
-from app.local import embedded, homes
+from app.local import SetUpError, embedded, homes
+from app.local.checkups import redis_like
 from app.local.stores import answers
 from app.local.supervisor import Child, Supervisor
 from tests.support.stores import Stores, temporary_data
@@ -134,6 +136,9 @@ def test_events_of_when_one_server_did_both_are_the_brokers(supervisor: Supervis
     assert start_broker(supervisor, data) == url
     with redis.Redis.from_url(url) as client:
         assert client.xlen("events") == 1
+    (data / "valkey").mkdir()  # an older release has been at it since
+    with pytest.raises(SetUpError, match="may both have events"):
+        embedded.broker(data, data / "broker.log")
 
 
 def test_the_broker_gets_another_port_when_somebody_took_its_own(supervisor: Supervisor, data: Path) -> None:
@@ -177,6 +182,17 @@ def test_a_cache_that_is_full_forgets_prices_and_not_when_all_were_forgotten(
             client.set(f"price:NY/P-{n}", bytes(1_000), px=3_600_000)
         assert 0 < int(client.dbsize()) < 2_000
         assert client.get("prices_cleared_at") == b"1"
+
+
+@pytest.mark.parametrize(("syncs", "well"), [("always", True), ("no", True), ("everysec", False)])
+def test_doctor_finds_a_broker_whose_answers_do_not_outlive_it(stores: Stores, syncs: str, well: bool) -> None:
+    with redis.Redis.from_url(stores.valkey_url) as client:
+        client.config_set("appendfsync", syncs)
+        try:
+            found = list(redis_like("broker", "broker_url", SecretStr(stores.valkey_url), must_keep=True))
+        finally:
+            client.config_set("appendfsync", "always")
+    assert [finding.what for finding in found if not finding.well] == ([] if well else ["broker durability"])
 
 
 def test_nobody_else_on_the_machine_gets_in(stores: Stores) -> None:

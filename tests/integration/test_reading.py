@@ -246,6 +246,57 @@ def test_what_is_missed_while_loads_are_on_their_way_is_loaded_together(
     on_a_loop(ask)
 
 
+def test_a_row_that_is_gone_when_it_is_computed_takes_no_other_with_it(
+    store: Store, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    class Losing(Database):
+        async def load(self, names: Sequence[Name]) -> dict[Name, Slot]:
+            return {name: slot for name, slot in (await super().load(names)).items() if name[0] != "P-gone"}
+
+    async def ask() -> None:
+        cache = caches()
+        reader = make_reader(cache, Losing(store))
+        found = await reader.find_each([("P-gone", "NY"), ("P-none", "NY")])
+        assert isinstance(found["P-gone", "NY"], Unavailable)
+        assert isinstance(found["P-none", "NY"], Found)
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_who_keeps_nothing_at_hand_has_nothing_brought(
+    store: Store, caches: Callable[[], AsyncPriceCache], valkey: redis.Redis
+) -> None:
+    async def ask() -> None:
+        cache, database = caches(), Database(store)
+        reader = trusting(make_reader(cache, database, entries=0))
+        valkey.config_resetstat()
+        assert await reader.bring([NAME]) == ()
+        assert (calls(valkey), database.loads) == ({}, [])
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_what_nobody_knows_is_brought_from_the_database_and_what_was_known_is_left(
+    store: Store, stored: EncodedSheet, writer: PriceCache, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    """Of what is known there is a stale price, and `find` knows when to give that."""
+
+    async def ask() -> None:
+        clock, cache, database = Time(), caches(), Database(store)
+        reader = trusting(make_reader(cache, database, clock=clock))
+        writer.put([stored])
+        clock.ahead = HOUR_MS
+        never: Name = ("P-2", "NY")
+        assert await reader.bring([NAME, never]) == {never}
+        assert database.loads == [[never]]
+        assert reader.near.fresh(NAME, clock()) is None
+        await cache.close()
+
+    on_a_loop(ask)
+
+
 def test_a_load_belongs_to_the_trace_of_who_asked_first_for_what_is_in_it(
     caches: Callable[[], AsyncPriceCache],
 ) -> None:
