@@ -43,7 +43,7 @@ from app.observability.tracing import current_traceparent
 from app.services.breaker import Breaker
 from app.services.callers import Callers, KeyRing
 from app.services.keys import first_key
-from app.services.loading import Loads
+from app.services.loading import PATIENCE, Loads
 from app.services.near_cache import NearCache
 from app.services.quoting import load_slots
 from app.services.reading import SheetReader
@@ -220,7 +220,7 @@ def open_api_resources(settings: Settings) -> ApiResources:
         return await asyncio.to_thread(load_slots, store, names, now_ms, where.lifetimes.slot)
 
     breaker = partial(Breaker, failures=BREAKER_FAILURES, open_ms=BREAKER_OPEN_MS, clock=monotonic_ms)
-    breakers = {"postgresql": breaker("PostgreSQL"), "cache": breaker("Redis")}
+    breakers = {"postgresql": breaker("PostgreSQL", try_ms=PATIENCE.hard), "cache": breaker("Redis")}
     reader = SheetReader(Loads(near, cache, load, breakers["postgresql"], breakers["cache"], now_ms))
     # A short wait: the feed's own loop tries again, and must be back soon after an outage.
     feed_client = make_async_redis(where.cache, FEED_TIMEOUT_S, reconnects=False)

@@ -169,7 +169,9 @@ class RequestMiddleware:
             message = await receive()
             if message["type"] == "http.request" and not message["more_body"]:
                 body = message["body"]
-                answer = self.quick_way.answer(path, body) or await self._fetch(path, body, request)
+                answer = self.quick_way.answer(path, body)
+                if answer is None and caller.rate_limit is None:  # who has a limit costs nobody anything beyond it
+                    answer = await self._fetch(path, body, request)
                 standing = None if answer is None else self._standing_at_once(caller)
                 if answer is not None and standing is not None:
                     headers = [

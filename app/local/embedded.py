@@ -41,6 +41,8 @@ POSTGRES_OPTIONS = {
     "log_timezone": "UTC",
 }
 
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
 # The wheel's server has the C library's allocator. Thousands of values of one size come and go at once: kept at hand,
 # as many as a script writes, they cost a third less of the processor.
 VALKEY_ENV = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
@@ -96,13 +98,13 @@ def broker(data: Path, log: Path) -> tuple[Child, str]:
 
 
 def cache(data: Path, log: Path) -> tuple[Child, str]:
-    """The Valkey that caches prices, in at most a fourth of this machine's memory: the process to start, and its URL.
+    """The Valkey that caches prices, in at most a fourth of the memory: the process to start, and its URL.
 
     It begins empty. What it could find on a disk might be older than what it had said. The price that was not asked for
     longest goes first; what has no end, such as when everything was forgotten last, stays. The port is chosen once and
     kept.
     """
-    most = psutil.virtual_memory().total // 4
+    most = memory_bytes() // 4
     return _valkey("cache", data, log, "appendonly no", f"maxmemory {most}", "maxmemory-policy volatile-lru")
 
 
@@ -153,6 +155,15 @@ def clear_stale_lock(cluster: Path) -> None:
             lock.unlink()
     except (psutil.Error, ValueError, IndexError):
         pass  # nobody has the id, which PostgreSQL sees for itself
+
+
+def memory_bytes() -> int:
+    """What there is for us: the machine's, or less in a container."""
+    machine = psutil.virtual_memory().total
+    try:
+        return min(machine, int(CONTAINER_MEMORY.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return machine
 
 
 def remembered(file: Path, make: Callable[[], str]) -> str:

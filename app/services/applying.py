@@ -29,7 +29,7 @@ DIRECT_ROWS = 2_000
 """An event that concerns more rows than this becomes a recalculation task instead of one transaction."""
 
 FEW = 20
-"""So many events, at most, are applied by plans that suit any."""
+"""So many events, at most, of a row each are applied by plans that suit any."""
 
 MOST_ROWS = 20_000
 """Of a batch, signals are applied together until they concern so many rows, and rules as well; the others have the next
@@ -119,7 +119,7 @@ def apply_events(
         signals = [item for item in items if item.event.type in _SIGNALS]
         others = [item for item in items if item.event.type not in _SIGNALS]
         with tx.together():
-            if len(items) <= FEW:
+            if len(items) <= FEW and all(map(_is_of_one_row, items)):
                 tx.expect_few()
             checked = tx.events.ask_fence(held.scope, held.token)
             if any(item.event.type in _RULES for item in others):
@@ -172,6 +172,11 @@ def _first_of_each(batch: Iterable[Positioned]) -> list[Positioned]:
     for item in sorted(batch, key=lambda item: item.position):
         first.setdefault(item.event.id, item)
     return list(first.values())
+
+
+def _is_of_one_row(item: Positioned) -> bool:
+    """But for the name of a category, which looks like a product's."""
+    return item.event.type in _SIGNALS and "*" not in (item.event.subject, item.event.location)
 
 
 def _with_duplicates(

@@ -8,7 +8,7 @@ import contextvars
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeVar
 from uuid import uuid4
@@ -44,7 +44,7 @@ class Patience:
     cache: int = 250
     quick: int = 500
     soft: int = 100
-    hard: int = 3_000
+    hard: int = 2_500
     lease: int = 2_000
     throttle: int = 1_000
 
@@ -64,12 +64,14 @@ _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 2.0, 50.0
 @dataclass
 class _Wanted:
     """Rows to be fetched for whoever waits for these futures, if need be `early`, although they are fresh. Rows that
-    another process is loading are looked for again after a pause, and from `deadline` on read without its leave. A load
-    is part of the trace in whose `context` it was wanted, that of several of the first one's."""
+    another process is loading are looked for again after a pause, and from `deadline` on, which begins when they are
+    asked for first, read without its leave. `alone`: in company, it failed. A load is part of the trace in whose
+    `context` it was wanted, that of several of the first one's."""
 
     futures: dict[Name, asyncio.Future[Found]]
     early: bool
-    deadline: int
+    deadline: float = math.inf
+    alone: bool = False
     pause_ms: float = _FIRST_PAUSE_MS
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
@@ -93,6 +95,7 @@ class Loads:
         self._breaker, self._cache_breaker = breaker, cache_breaker
         self._loading: dict[Name, asyncio.Future[Found]] = {}
         self._wanted: deque[_Wanted] = deque()
+        self._early: deque[_Wanted] = deque()
         self._background: set[asyncio.Task[None]] = set()
         self._at_work = 0
         self._not_before: dict[Name, int] = {}
@@ -126,7 +129,7 @@ class Loads:
             loop = asyncio.get_running_loop()
             started = {name: loop.create_future() for name in new}
             self._loading.update(started)
-            self._want(_Wanted(started, early, self.clock() + self.patience.lease))
+            self._want(_Wanted(started, early))
         return {name: self._loading[name] for name in names}
 
     async def cached(self, names: Sequence[Name]) -> Sequence[Slot | None] | None:
@@ -156,7 +159,7 @@ class Loads:
         self.near.put(name, slot, slot.fresh_until - int(early_ms) - 1, epoch)
 
     def _want(self, wanted: _Wanted) -> None:
-        self._wanted.append(wanted)
+        (self._early if wanted.early else self._wanted).append(wanted)
         if self._at_work < AT_A_TIME:
             self._at_work += 1
             task = asyncio.create_task(self._work())
@@ -164,14 +167,16 @@ class Loads:
             task.add_done_callback(self._background.discard)
 
     async def _work(self) -> None:
-        """Until nothing is wanted."""
+        """Until nothing is wanted. Those who wait go before those who refresh."""
         try:
-            while self._wanted:
-                together = [self._wanted.popleft()]
+            while queue := self._wanted or self._early:
+                together = [queue.popleft()]
                 rows = len(together[0].futures)
-                while self._wanted and rows < TOGETHER and self._wanted[0].early == together[0].early:
-                    together.append(self._wanted.popleft())
-                    rows += len(together[-1].futures)
+                while queue and not together[0].alone and not queue[0].alone:
+                    rows += len(queue[0].futures)
+                    if rows > TOGETHER:
+                        break
+                    together.append(queue.popleft())
                 await asyncio.create_task(self._fetch_into(together), context=together[0].context)
         finally:
             self._at_work -= 1
@@ -181,25 +186,34 @@ class Loads:
         on."""
         error: Exception = Unavailable("the price could not be read")
         others: set[Name] = set()
+        is_defect = False
         try:
             others = await self._fetch(together)
         except Exception as failure:  # handed on to whoever waits
-            error = failure
+            error, is_defect = failure, not isinstance(failure, Unavailable)
         finally:
             for wanted in together:
-                again = {name: future for name, future in wanted.futures.items() if name in others}
-                for name, future in wanted.futures.items():
-                    if name in again:
-                        continue
-                    if self._loading.get(name) is future:
-                        del self._loading[name]
-                    if not future.done():
-                        future.set_exception(error)
-                        future.exception()  # looked at: a background refresh has nobody who waits
-                if again:
-                    pause_ms = min(wanted.pause_ms * 2, _LONGEST_PAUSE_MS)
-                    later = replace(wanted, futures=again, pause_ms=pause_ms)
-                    asyncio.get_running_loop().call_later(wanted.pause_ms / 1000, self._want, later)
+                if is_defect and len(together) > 1:  # of one of them, which takes the others not with it
+                    self._want(replace(wanted, alone=True))
+                else:
+                    self._end(wanted, others, error)
+
+    def _end(self, wanted: _Wanted, others: Collection[Name], error: Exception) -> None:
+        """Nobody works on these rows any more: with `error`, where there is no answer, but for `others`, which are
+        wanted again."""
+        again = {name: future for name, future in wanted.futures.items() if name in others}
+        for name, future in wanted.futures.items():
+            if name in again:
+                continue
+            if self._loading.get(name) is future:
+                del self._loading[name]
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # looked at: a background refresh has nobody who waits
+        if again:
+            pause_ms = min(wanted.pause_ms * 2, _LONGEST_PAUSE_MS)
+            later = replace(wanted, futures=again, pause_ms=pause_ms)
+            asyncio.get_running_loop().call_later(wanted.pause_ms / 1000, self._want, later)
 
     async def _fetch(self, together: Sequence[_Wanted]) -> set[Name]:
         """Lease, load and fill; the rows that another process is loading."""
@@ -207,6 +221,7 @@ class Loads:
         overdue: set[Name] = set()
         for wanted in together:
             late = self.clock() > wanted.deadline
+            wanted.deadline = min(wanted.deadline, self.clock() + self.patience.lease)
             for name, future in wanted.futures.items():
                 futures[name].append(future)
                 if late:

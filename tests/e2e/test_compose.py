@@ -61,7 +61,7 @@ def health(role: str, **env: str) -> int:
 
 
 def test_the_parts_of_the_system_are_all_there() -> None:
-    foreign = {"broker", "cache", "postgres", "jaeger", "prometheus", "victoriametrics", "grafana"}
+    foreign = {"redis", "cache", "postgres", "jaeger", "prometheus", "victoriametrics", "grafana"}
     assert set(SERVICES) - foreign == set(OURS) == {"api", "worker", "jobs", "listener", "metrics", "setup"}
     assert len({service["image"] for service in OURS.values()}) == 1
 
@@ -81,7 +81,7 @@ def test_nothing_starts_before_what_it_needs() -> None:
         condition = "service_healthy" if needs in LASTING else "service_completed_successfully"
         assert how == {"condition": condition}
     for name in ("api", "worker", "jobs", "listener"):
-        assert {(name, needs) for needs in ("postgres", "broker", "cache", "setup")} <= set(needed)
+        assert {(name, needs) for needs in ("postgres", "redis", "cache", "setup")} <= set(needed)
 
 
 def test_ports_are_published_on_the_loopback_only_and_the_stores_not_at_all() -> None:
@@ -134,7 +134,7 @@ def test_every_password_comes_from_the_environment_and_none_is_in_the_image() ->
         for password in re.findall(r"://[^/@:]*:(.+)@", text):
             assert password.startswith("${PRICING_STORE_PASSWORD:-"), text
     assert SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"].startswith("${")
-    for name in ("broker", "cache"):
+    for name in ("redis", "cache"):
         assert SERVICES[name]["command"][-2:] == ["--requirepass", SERVICES[name]["environment"]["REDISCLI_AUTH"]]
     baked = " ".join(arguments("ENV", STEPS) + arguments("ARG", STEPS))
     assert not re.search(r"PASSWORD|SECRET|TOKEN|_URL|://", baked)
@@ -159,10 +159,10 @@ def test_what_the_stream_does_not_take_is_kept_where_it_outlives_the_container()
 
 
 def test_the_broker_neither_evicts_nor_forgets() -> None:
-    command = " ".join(SERVICES["broker"]["command"])
+    command = " ".join(SERVICES["redis"]["command"])
     assert "--appendonly yes --appendfsync always" in command
     assert "--maxmemory-policy noeviction" in command
-    assert SERVICES["broker"]["volumes"] == ["redis:/data"]
+    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
 
 
 def test_the_cache_has_an_end_and_begins_empty() -> None:

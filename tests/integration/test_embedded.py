@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -193,6 +194,17 @@ def test_doctor_finds_a_broker_whose_answers_do_not_outlive_it(stores: Stores, s
         finally:
             client.config_set("appendfsync", "always")
     assert [finding.what for finding in found if not finding.well] == ([] if well else ["broker durability"])
+
+
+@pytest.mark.parametrize(("says", "counts"), [("1000000\n", True), ("max\n", False), (None, False)])
+def test_in_a_container_the_memory_is_what_that_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str | None, counts: bool
+) -> None:
+    limit = tmp_path / "memory.max"
+    if says is not None:
+        limit.write_text(says)
+    monkeypatch.setattr(embedded, "CONTAINER_MEMORY", limit)
+    assert embedded.memory_bytes() == (1_000_000 if counts else psutil.virtual_memory().total)
 
 
 def test_nobody_else_on_the_machine_gets_in(stores: Stores) -> None:

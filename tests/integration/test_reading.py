@@ -246,6 +246,54 @@ def test_what_is_missed_while_loads_are_on_their_way_is_loaded_together(
     on_a_loop(ask)
 
 
+def test_those_who_wait_go_before_those_who_refresh_and_each_kind_together(
+    store: Store, caches: Callable[[], AsyncPriceCache]
+) -> None:
+    async def ask() -> None:
+        cache, database = caches(), Database(store)
+        loads = make_loads(cache, database)
+        database.answers.clear()
+        futures: list[asyncio.Future[Found]] = []
+        for n in range(AT_A_TIME):
+            futures += loads.start([(f"first-{n}", "NY")]).values()
+            await soon(lambda: len(database.loads) == n + 1)  # noqa: B023 - called at once
+        waited: list[Name] = [(f"wait-{n}", "NY") for n in range(20)]
+        refreshed: list[Name] = [(f"refresh-{n}", "NY") for n in range(20)]
+        for wait, refresh in zip(waited, refreshed, strict=True):
+            futures += loads.start([refresh], early=True).values()
+            futures += loads.start([wait]).values()
+        database.answers.set()
+        await asyncio.gather(*futures)
+        assert database.loads[AT_A_TIME:] == [waited, refreshed]
+        await cache.close()
+
+    on_a_loop(ask)
+
+
+def test_the_defect_of_one_row_is_nobody_elses(store: Store, caches: Callable[[], AsyncPriceCache]) -> None:
+    bad: Name = ("P-bad", "NY")
+
+    class Defective(Database):
+        async def load(self, names: Sequence[Name]) -> dict[Name, Slot]:
+            found = await super().load(names)
+            if bad in names:
+                raise ValueError("a defect")
+            return found
+
+    async def ask() -> None:
+        cache, database = caches(), Defective(store)
+        loads = make_loads(cache, database)
+        names: list[Name] = [("P-3", "NY"), ("P-4", "NY"), bad, ("P-5", "NY")]
+        futures = {name: loads.start([name])[name] for name in names}
+        await asyncio.wait(futures.values())
+        assert [name for name in names if futures[name].exception() is not None] == [bad]
+        assert isinstance(futures[bad].exception(), ValueError)
+        assert sorted(database.loads[0]) == sorted(names)
+        await cache.close()
+
+    on_a_loop(ask)
+
+
 def test_a_row_that_is_gone_when_it_is_computed_takes_no_other_with_it(
     store: Store, caches: Callable[[], AsyncPriceCache]
 ) -> None:

@@ -53,6 +53,23 @@ def test_it_opens_after_so_many_failures_in_a_row(breaker: Breaker) -> None:
     assert not passes(breaker)
 
 
+def test_a_try_that_takes_long_is_the_only_one_until_it_is_over(clock: Clock) -> None:
+    breaker = Breaker("the store", FAILURES, OPEN_MS, clock, try_ms=3 * OPEN_MS)
+    for _ in range(FAILURES):
+        breaker.failed()
+    clock.now += OPEN_MS
+    assert passes(breaker)
+    clock.now += 2 * OPEN_MS
+    assert not passes(breaker)
+    breaker.failed()
+    clock.now += OPEN_MS - 1
+    assert not passes(breaker)
+    clock.now += 1
+    assert passes(breaker)
+    breaker.succeeded()
+    assert [passes(breaker) for _ in range(3)] == [True] * 3
+
+
 def test_a_success_in_between_starts_the_count_anew(breaker: Breaker) -> None:
     for _ in range(2 * FAILURES):
         breaker.failed()

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,18 @@ from app.domain.api_key import Caller, KeyHash, RateLimit, Scope, new_key
 from app.domain.token_bucket import Draw, TokenBucket
 from app.observability.requests import RequestLog
 from app.services.callers import Callers, KeyRing
-from tests.unit.test_quick import PRICE, REQUIRED, bring_nothing, endpoints_answer, near_cache, written
+from app.services.near_cache import NearCache
+from app.services.slots import Name
+from tests.unit.test_quick import (
+    LOCATION,
+    PRICE,
+    PRODUCT,
+    REQUIRED,
+    bring_nothing,
+    endpoints_answer,
+    near_cache,
+    written,
+)
 
 HASH = KeyHash("a secret of the service, long enough")
 BODY = written(REQUIRED)
@@ -48,17 +61,22 @@ async def price(request: Request) -> Response:
     return Response(answer, media_type="application/json")
 
 
+Bring = Callable[[Sequence[Name]], Awaitable[Collection[Name]]]
+
+
 class Way:
     """One process: `quick`, or with the endpoint alone. Its clock stands still."""
 
-    def __init__(self, callers: Callers, *, quick: bool) -> None:
+    def __init__(
+        self, callers: Callers, *, quick: bool, bring: Bring = bring_nothing, near: NearCache | None = None
+    ) -> None:
         self._buckets: dict[str, TokenBucket] = {}
         limits = RateLimits(self._draw, 1, lambda: 0)
         api = FastAPI()
         api.include_router(router)
         problems.install(api, router.routes)
         api.state.resources = SimpleNamespace(callers=callers, rate_limits=limits)
-        way = QuickWay(near_cache(), bring_nothing)
+        way = QuickWay(near or near_cache(), bring)
         if not quick:
             way.paths = frozenset()
         self.middleware = RequestMiddleware(api, RequestLog("api"), way, callers, limits, 0)
@@ -138,6 +156,28 @@ def test_the_quick_way_lets_in_whom_the_endpoint_lets_in(
             assert await quick.ask(key) == await endpoint.ask(key)
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(("limit", "brought"), [(None, [[(PRODUCT, LOCATION)]]), (LIMIT, [])])
+def test_nothing_is_brought_for_a_key_with_a_limit_before_its_token_is_taken(
+    limit: RateLimit | None, brought: list[list[Name]]
+) -> None:
+    key = new_key()[0].encode()
+    ring = KeyRing(HASH)
+    ring.learn({HASH(key): Caller("k" * 12, frozenset({Scope.READ}), NEVER, limit)}, afresh=True)
+    asked: list[list[Name]] = []
+
+    async def bring(names: Sequence[Name]) -> Collection[Name]:
+        asked.append(list(names))
+        return ()
+
+    async def nothing_new() -> None:
+        raise AssertionError("it is known")
+
+    nothing_at_hand = near_cache(fresh_for_ms=0)
+    way = Way(Callers(ring, nothing_new, open_reading=False), quick=True, bring=bring, near=nothing_at_hand)
+    status, _, _ = asyncio.run(way.ask(key))
+    assert (status, asked) == (200, brought)
 
 
 def test_a_key_that_is_known_and_may_read_is_answered_at_once() -> None:
