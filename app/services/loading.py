@@ -194,7 +194,7 @@ class Loads:
         finally:
             for wanted in together:
                 if is_defect and len(together) > 1:  # of one of them, which takes the others not with it
-                    self._want(replace(wanted, alone=True))
+                    self._want(replace(wanted, alone=True, deadline=-math.inf))  # the leases went with this try
                 else:
                     self._end(wanted, others, error)
 

@@ -6,7 +6,7 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,25 +85,18 @@ def test_postgres_comes_back_at_the_same_address_with_its_data(supervisor: Super
         assert connection.execute("SELECT n FROM kept").fetchone() == (1,)
 
 
-def test_the_broker_comes_back_at_the_same_address_with_its_data(supervisor: Supervisor, data: Path) -> None:
-    url = start_broker(supervisor, data)
+@pytest.mark.parametrize(("start", "kept"), [(start_broker, b"1"), (start_cache, None)])
+def test_valkey_comes_back_at_the_same_address_as_broker_with_its_data_as_cache_with_nothing(
+    supervisor: Supervisor, data: Path, start: Callable[[Supervisor, Path], str], kept: bytes | None
+) -> None:
+    """What a cache had on a disk might be older than what it had said."""
+    url = start(supervisor, data)
     with redis.Redis.from_url(url) as client:
         client.set("kept", "1")
     supervisor.stop()
-    assert start_broker(supervisor, data) == url
+    assert start(supervisor, data) == url
     with redis.Redis.from_url(url) as client:
-        assert client.get("kept") == b"1"
-
-
-def test_the_cache_comes_back_at_the_same_address_with_nothing(supervisor: Supervisor, data: Path) -> None:
-    """What it had on a disk might be older than what it had said."""
-    url = start_cache(supervisor, data)
-    with redis.Redis.from_url(url) as client:
-        client.set("kept", "1")
-    supervisor.stop()
-    assert start_cache(supervisor, data) == url
-    with redis.Redis.from_url(url) as client:
-        assert client.get("kept") is None
+        assert client.get("kept") == kept
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler to make a slow disk with (Debian: apt install gcc)")

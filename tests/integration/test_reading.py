@@ -21,12 +21,12 @@ from app.domain.columns import Table
 from app.domain.rows import LIST_PRICE
 from app.domain.sheet import EncodedSheet
 from app.errors import Unavailable
-from app.services.loading import AT_A_TIME, Found, Patience
+from app.services.loading import AT_A_TIME, Found, Loads, Patience
 from app.services.reading import SheetReader
 from app.services.repricing import current_versions, reprice
 from app.services.slots import Name, Slot
 from tests.support.proxy import proxy_to
-from tests.support.reading import LIFETIMES, Database, make_loads, make_reader, process
+from tests.support.reading import LIFETIMES, Database, make_loads, process
 from tests.support.waiting import eventually, soon
 from tests.unit.strategies import batch
 from tests.unit.strategies import row as inputs
@@ -94,7 +94,7 @@ def test_a_thousand_readers_of_a_cold_row_cost_one_load(
     async def storm() -> None:
         own = [caches() for _ in range(8)]
         databases = [Database(store) for _ in own]
-        readers = [trusting(make_reader(*pair, patience=slow)) for pair in zip(own, databases, strict=True)]
+        readers = [trusting(SheetReader(make_loads(*pair, patience=slow))) for pair in zip(own, databases, strict=True)]
         for database in databases:
             database.answers.clear()
         asked = [asyncio.create_task(readers[n % 8].find([NAME])) for n in range(1000)]
@@ -119,7 +119,7 @@ def test_a_reader_that_dies_with_the_lease_delays_the_others_by_the_lease_at_mos
         cache, database = caches(), Database(store)
         ((_, granted),) = await cache.lease([NAME], "dead", now_ms(), 400, early=False)
         assert granted
-        reader = make_reader(cache, database)
+        reader = SheetReader(make_loads(cache, database))
         began = time.monotonic()
         found = await reader.find([NAME])
         assert 0.3 < time.monotonic() - began < 0.4 + 0.6  # the lease, and a busy machine
@@ -156,7 +156,7 @@ def test_who_was_given_a_price_from_the_database_is_not_given_an_older_one_from_
 
     async def overtaken() -> None:
         cache, database = caches(), Database(store)
-        reader = trusting(make_reader(cache, database))
+        reader = trusting(SheetReader(make_loads(cache, database)))
         database.answers.clear()
         first = asyncio.create_task(reader.find([NAME]))
         await soon(lambda: bool(database.loads))
@@ -170,7 +170,7 @@ def test_who_was_given_a_price_from_the_database_is_not_given_an_older_one_from_
         (given,) = (await first).values()
         (next_,) = (await reader.find([NAME])).values()
         assert (given.slot.version, next_.slot.version) == (newer.version, newer.version)
-        (without_near_cache,) = (await make_reader(cache, database, entries=0).find([NAME])).values()
+        (without_near_cache,) = (await SheetReader(make_loads(cache, database, entries=0)).find([NAME])).values()
         assert without_near_cache.slot.version == newer.version
         await cache.close()
 
@@ -185,7 +185,7 @@ def test_a_batch_of_a_thousand_is_one_round_trip(caches: Callable[[], AsyncPrice
 
     async def ask() -> None:
         cache = caches()
-        reader = make_reader(cache, Database(None), patience=Patience(cache=10_000))
+        reader = SheetReader(make_loads(cache, Database(None), patience=Patience(cache=10_000)))
         await reader.find([("P-0", sheet.location)])  # connects
         valkey.config_resetstat()
         found = await reader.find(names)
@@ -206,7 +206,7 @@ def test_what_many_miss_at_the_same_time_is_asked_for_together(
 
     async def ask() -> None:
         cache = caches()
-        reader = trusting(make_reader(cache, Database(None), patience=Patience(cache=10_000)))
+        reader = trusting(SheetReader(make_loads(cache, Database(None), patience=Patience(cache=10_000))))
         await reader.bring([("P-0", sheet.location)])  # connects
         valkey.config_resetstat()
         await asyncio.gather(*(reader.bring([name]) for name in names))
@@ -223,17 +223,23 @@ def test_what_many_miss_at_the_same_time_is_asked_for_together(
     on_a_loop(ask)
 
 
+async def all_on_their_way(loads: Loads, database: Database) -> list[asyncio.Future[Found]]:
+    """As many loads as there may be at a time, which wait for the database."""
+    database.answers.clear()
+    futures: list[asyncio.Future[Found]] = []
+    for n in range(AT_A_TIME):
+        futures += loads.start([(f"first-{n}", "NY")]).values()
+        await soon(lambda: len(database.loads) == n + 1)  # noqa: B023 - called at once
+    return futures
+
+
 def test_what_is_missed_while_loads_are_on_their_way_is_loaded_together(
     store: Store, caches: Callable[[], AsyncPriceCache]
 ) -> None:
     async def ask() -> None:
         cache, database = caches(), Database(store)
         loads = make_loads(cache, database)
-        database.answers.clear()
-        futures: list[asyncio.Future[Found]] = []
-        for n in range(AT_A_TIME):
-            futures += loads.start([(f"first-{n}", "NY")]).values()
-            await soon(lambda: len(database.loads) == n + 1)  # noqa: B023 - called at once
+        futures = await all_on_their_way(loads, database)
         names: list[Name] = [(f"later-{n}", "NY") for n in range(30)]
         for name in names:
             futures += loads.start([name]).values()
@@ -252,11 +258,7 @@ def test_those_who_wait_go_before_those_who_refresh_and_each_kind_together(
     async def ask() -> None:
         cache, database = caches(), Database(store)
         loads = make_loads(cache, database)
-        database.answers.clear()
-        futures: list[asyncio.Future[Found]] = []
-        for n in range(AT_A_TIME):
-            futures += loads.start([(f"first-{n}", "NY")]).values()
-            await soon(lambda: len(database.loads) == n + 1)  # noqa: B023 - called at once
+        futures = await all_on_their_way(loads, database)
         waited: list[Name] = [(f"wait-{n}", "NY") for n in range(20)]
         refreshed: list[Name] = [(f"refresh-{n}", "NY") for n in range(20)]
         for wait, refresh in zip(waited, refreshed, strict=True):
@@ -282,7 +284,7 @@ def test_the_defect_of_one_row_is_nobody_elses(store: Store, caches: Callable[[]
 
     async def ask() -> None:
         cache, database = caches(), Defective(store)
-        loads = make_loads(cache, database)
+        loads = make_loads(cache, database, patience=Patience(lease=10**6))  # the others wait for none of it
         names: list[Name] = [("P-3", "NY"), ("P-4", "NY"), bad, ("P-5", "NY")]
         futures = {name: loads.start([name])[name] for name in names}
         await asyncio.wait(futures.values())
@@ -303,7 +305,7 @@ def test_a_row_that_is_gone_when_it_is_computed_takes_no_other_with_it(
 
     async def ask() -> None:
         cache = caches()
-        reader = make_reader(cache, Losing(store))
+        reader = SheetReader(make_loads(cache, Losing(store)))
         found = await reader.find_each([("P-gone", "NY"), ("P-none", "NY")])
         assert isinstance(found["P-gone", "NY"], Unavailable)
         assert isinstance(found["P-none", "NY"], Found)
@@ -317,7 +319,7 @@ def test_who_keeps_nothing_at_hand_has_nothing_brought(
 ) -> None:
     async def ask() -> None:
         cache, database = caches(), Database(store)
-        reader = trusting(make_reader(cache, database, entries=0))
+        reader = trusting(SheetReader(make_loads(cache, database, entries=0)))
         valkey.config_resetstat()
         assert await reader.bring([NAME]) == ()
         assert (calls(valkey), database.loads) == ({}, [])
@@ -333,7 +335,7 @@ def test_what_nobody_knows_is_brought_from_the_database_and_what_was_known_is_le
 
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
-        reader = trusting(make_reader(cache, database, clock=clock))
+        reader = trusting(SheetReader(make_loads(cache, database, clock=clock)))
         writer.put([stored])
         clock.ahead = HOUR_MS
         never: Name = ("P-2", "NY")
@@ -381,7 +383,7 @@ def test_rows_that_cannot_be_read_are_no_reason_to_refuse_the_others(
 
     async def ask() -> None:
         cache = caches()
-        found = await make_reader(cache, Database(None)).find_each([unknown, known])
+        found = await SheetReader(make_loads(cache, Database(None))).find_each([unknown, known])
         assert isinstance(found[unknown], Unavailable)
         assert isinstance(found[known], Found)
         await cache.close()
@@ -398,7 +400,8 @@ def test_a_hot_row_is_refreshed_before_it_expires_by_one_load(
         own = [caches() for _ in range(3)]
         databases = [Database(store, clock) for _ in own]
         readers = [
-            trusting(make_reader(cache, database, clock=clock)) for cache, database in zip(own, databases, strict=True)
+            trusting(SheetReader(make_loads(cache, database, clock=clock)))
+            for cache, database in zip(own, databases, strict=True)
         ]
         before = [(await reader.find([NAME]))[NAME] for reader in readers]
         clock.ahead = before[0].slot.fresh_until - now_ms() - 1000
@@ -431,7 +434,7 @@ def test_a_sheet_is_never_fresh_past_its_validity(
         clock, cache, database = Time(), caches(), Database(store)
         until = now_ms() + 20_000
         writer.put([msgspec.structs.replace(stored, valid_until=until)])
-        reader = trusting(make_reader(cache, database, entries=entries, clock=clock))
+        reader = trusting(SheetReader(make_loads(cache, database, entries=entries, clock=clock)))
         assert [(await reader.find([NAME]))[NAME].source for _ in range(3)] == ["cache"] * 3
         clock.ahead = until - now_ms() + 1
         assert (await reader.find([NAME]))[NAME].source == "database"
@@ -470,7 +473,7 @@ def test_a_known_price_is_served_stale_when_the_database_fails_and_fresh_when_it
 ) -> None:
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
-        reader = make_reader(cache, database, clock=clock, patience=Patience(lease=200, throttle=500))
+        reader = SheetReader(make_loads(cache, database, clock=clock, patience=Patience(lease=200, throttle=500)))
         writer.put([stored])
         clock.ahead = HOUR_MS
         database.fails = True
@@ -495,7 +498,7 @@ def test_a_slow_database_is_waited_for_briefly_where_a_stale_price_is_at_hand_an
 ) -> None:
     async def ask() -> None:
         clock, cache, database = Time(), caches(), Database(store)
-        reader = make_reader(cache, database, clock=clock, patience=Patience(soft=50, hard=600))
+        reader = SheetReader(make_loads(cache, database, clock=clock, patience=Patience(soft=50, hard=600)))
         writer.put([stored])
         clock.ahead = HOUR_MS
         database.answers.clear()
@@ -517,7 +520,7 @@ def test_a_load_that_was_not_waited_for_ends_in_the_background(
     async def ask() -> None:
         clock, cache = Time(), caches()
         database = Database(store, clock)
-        reader = make_reader(cache, database, clock=clock, patience=Patience(soft=20))
+        reader = SheetReader(make_loads(cache, database, clock=clock, patience=Patience(soft=20)))
         writer.put([stored])
         clock.ahead = HOUR_MS
         database.answers.clear()
@@ -544,7 +547,7 @@ def test_the_cache_is_used_again_soon_after_an_outage_however_many_ask_meanwhile
 
         async def ask() -> None:
             cache = AsyncPriceCache(make_async_redis(through, 1), LIFETIMES)
-            reader = make_reader(cache, Database(store))
+            reader = SheetReader(make_loads(cache, Database(store)))
             assert (await reader.find([NAME]))[NAME].source == "cache"
             proxy.cut()
             for _ in range(2 * BREAKER_FAILURES):
@@ -573,7 +576,7 @@ def test_a_row_that_is_no_longer_sold_is_remembered_as_unknown(
             connection.execute("DELETE FROM list_prices")
         clock.ahead = HOUR_MS
         database = Database(store, clock)
-        reader = make_reader(cache, database, clock=clock)
+        reader = SheetReader(make_loads(cache, database, clock=clock))
         answers = [(await reader.find([NAME]))[NAME] for _ in range(3)]
         assert [(answer.slot.unknown, answer.source) for answer in answers] == [
             (True, "database"),

@@ -47,18 +47,6 @@ class Database:
         return await asyncio.to_thread(load_slots, self._store, names, self._clock, LIFETIMES.slot)
 
 
-def make_reader(
-    cache: AsyncPriceCache,
-    database: Database,
-    *,
-    entries: int = 1000,
-    clock: Clock = now_ms,
-    patience: Patience = PATIENCE,
-) -> SheetReader:
-    """As the API builds it."""
-    return SheetReader(make_loads(cache, database, entries=entries, clock=clock, patience=patience))
-
-
 def make_loads(
     cache: AsyncPriceCache,
     database: Database,
@@ -67,6 +55,7 @@ def make_loads(
     clock: Clock = now_ms,
     patience: Patience = PATIENCE,
 ) -> Loads:
+    """As the API makes them."""
     near = NearCache(entries, int(SILENCE_S * 1000), monotonic_ms)
 
     def breaker(what: str) -> Breaker:
@@ -88,7 +77,7 @@ class Process:
         client = make_async_redis(url, 2)
         self._cache = AsyncPriceCache(client, LIFETIMES)
         self.database = Database(store)
-        self.reader = make_reader(self._cache, self.database)
+        self.reader = SheetReader(make_loads(self._cache, self.database))
         self.near = self.reader.near
         self._feed = InvalidationFeed(
             make_async_redis(feed_url, FEED_TIMEOUT_S, reconnects=False), self.reader, monotonic_ms
