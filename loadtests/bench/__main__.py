@@ -12,7 +12,7 @@ from rich.console import Console
 
 from loadtests.bench import results
 from loadtests.bench.journeys import events
-from loadtests.bench.load import need_wrk
+from loadtests.bench.load import need_generators
 from loadtests.bench.measures import READS, Bench
 from loadtests.bench.outage import outage
 from loadtests.bench.recalculation import recalculation
@@ -29,7 +29,7 @@ WHEN_NAMED = {"outage": outage}
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was started is stopped
-    need_wrk()
+    need_generators()
     console = Console()
     load_before = os.getloadavg()[0]
     folder = options.data or Path(tempfile.mkdtemp(prefix="pricing-bench-"))

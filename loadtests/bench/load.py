@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from loadtests.checks import decode, wrong
 
 CONNECTIONS = 32
 SCRIPT = Path(__file__).with_name("wrk.lua")
+PACER = Path(__file__).with_name("pacer.c")
 
 
 class Closed(NamedTuple):
@@ -24,9 +26,12 @@ class Closed(NamedTuple):
     cpu_us: float
 
 
-def need_wrk() -> None:
-    if shutil.which("wrk") is None:
-        sys.exit("the benchmark sends its requests with wrk: apt-get install wrk")
+def need_generators() -> None:
+    for tool in ("wrk", "cc"):
+        if shutil.which(tool) is None:
+            sys.exit(
+                f"{tool} is missing: the benchmark sends requests with wrk and {PACER.name}: apt-get install wrk gcc"
+            )
 
 
 def closed(
@@ -52,12 +57,23 @@ def paced(server: Server, rate: float, questions: Path, seconds: float) -> dict[
 
 
 def start_paced(server: Server, rate: float, questions: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "loadtests.bench.pacer", server.port, rate, seconds, questions]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [built_pacer(), server.port, rate, seconds, questions]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+
+
+@cache
+def built_pacer() -> Path:
+    """The program that `PACER` makes."""
+    program = ROOT / "build" / PACER.stem
+    program.parent.mkdir(exist_ok=True)
+    subprocess.run(["cc", "-O2", "-o", program, PACER], check=True)
+    return program
 
 
 def finished(pacer: subprocess.Popen[str], seconds: float) -> dict[str, float]:
     output, _ = pacer.communicate(timeout=seconds + 30)
+    if pacer.returncode:
+        sys.exit(f"the pacer ended with {pacer.returncode}: see above")
     seen: dict[str, float] = json.loads(output)
     if seen["errors"]:
         sys.exit(f"{seen['errors']:,} of {seen['requests']:,} paced requests failed")
