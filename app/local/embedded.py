@@ -20,14 +20,20 @@ from app.local import SetUpError
 from app.local.homes import postgres_binaries, postgres_home, socket_folder, wheel
 from app.local.supervisor import Child, leashed
 
-# Durable as PostgreSQL's defaults are: what was committed is on the disk. Sized for a small machine that recomputes
-# many prices: checkpoints, after which each page is written whole once more, are rare, and their files are used again.
-# A query is one process's, for there are more of them than cores.
+# Whose files they are, and that what was committed is on the disk.
 POSTGRES_OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+# For many prices that are recomputed at once: checkpoints, after which each page is written whole once more, are rare,
+# and their files are used again. A query is one process's, for there are more of them than cores. docker-compose.yml
+# says the same.
+POSTGRES_TUNING = {
     "max_connections": "200",
-    "shared_buffers": "256MB",
     "work_mem": "32MB",
     "maintenance_work_mem": "128MB",
     "max_wal_size": "4GB",
@@ -36,10 +42,9 @@ POSTGRES_OPTIONS = {
     "random_page_cost": "1.1",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
-    "synchronous_commit": "on",
-    "timezone": "UTC",
-    "log_timezone": "UTC",
 }
+
+LEAST_BUFFERS_MB = 128
 
 CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
@@ -49,7 +54,8 @@ VALKEY_ENV = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
 
 
 def postgres(data: Path, log: Path) -> tuple[Child, str]:
-    """PostgreSQL with its files below `data`: the process to start, and its maintenance URL.
+    """PostgreSQL with its files below `data`, and an eighth of the memory for their pages: the process to start, and
+    its maintenance URL.
 
     The URL, of the database `postgres`, stays the same over restarts: a Unix socket in a
     folder that only this user and root can enter, which is why it needs no password.
@@ -64,7 +70,8 @@ def postgres(data: Path, log: Path) -> tuple[Child, str]:
         initialize(binaries, cluster, owner, log)
     clear_stale_lock(cluster)
     sockets = socket_folder(home)
-    options = [f"--{name}={value}" for name, value in POSTGRES_OPTIONS.items()]
+    buffers = {"shared_buffers": f"{max(LEAST_BUFFERS_MB, memory_bytes() // 8 >> 20)}MB"}
+    options = [f"--{name}={value}" for name, value in (POSTGRES_OPTIONS | POSTGRES_TUNING | buffers).items()]
     child = Child(
         name="postgres",
         argv=[

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.local.embedded import POSTGRES_TUNING
 from tests.support.system import PRICING, System, environment, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +164,15 @@ def test_the_broker_neither_evicts_nor_forgets() -> None:
     assert "--appendonly yes --appendfsync always" in command
     assert "--maxmemory-policy noeviction" in command
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+
+
+def test_postgres_is_tuned_as_where_pricing_up_starts_it() -> None:
+    program, *options = SERVICES["postgres"]["command"]
+    assert program == "postgres"
+    assert options[::2] == ["-c"] * (len(options) // 2)
+    tuned = dict(option.split("=") for option in options[1::2])
+    assert tuned.pop("shared_buffers") == "1GB"
+    assert tuned == POSTGRES_TUNING
 
 
 def test_the_cache_has_an_end_and_begins_empty() -> None:

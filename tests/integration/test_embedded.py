@@ -149,6 +149,12 @@ def test_a_killed_store_is_restarted_where_it_was(supervisor: Supervisor, data: 
     eventually(lambda: all(map(answers, urls)), timeout_s=20)
 
 
+def test_postgres_keeps_pages_in_an_eighth_of_the_memory(stores: Stores) -> None:
+    with psycopg.connect(stores.postgres_url) as connection:
+        (blocks,) = connection.execute("SELECT setting::int8 FROM pg_settings WHERE name = 'shared_buffers'").fetchone()
+    assert blocks * 8192 == pytest.approx(max(embedded.memory_bytes() / 8, 128 << 20), abs=1 << 20)
+
+
 def test_postgres_is_durable_and_keeps_time_in_utc(stores: Stores) -> None:
     with psycopg.connect(stores.postgres_url) as connection:
         shown = {
