@@ -20,7 +20,7 @@ import app.adapters.redis_clients
 import app.adapters.store
 import app.api.schemas
 import app.services.quoting  # noqa: F401
-from app import stopping
+from app import processors, stopping
 from app.api import leaving
 from app.api.protocol import QuickProtocol
 from app.bootstrap import tell_end
@@ -93,7 +93,13 @@ def when_ready(server):
     signal.signal(signal.SIGINT, stop)
 
 
+def pre_fork(server, worker):
+    others = (other.processors for other in server.WORKERS.values())
+    worker.processors = processors.next_share(server.num_workers, others)
+
+
 def post_fork(server, worker):
+    processors.keep_to(worker.processors)
     # Each session has its share of the processors (see app/niceness.py): together the workers would have one, as much
     # as a single process of PostgreSQL. Who ends the master's group does not reach them any more: they end with it.
     os.setsid()

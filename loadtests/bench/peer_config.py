@@ -2,14 +2,32 @@
 
 import os
 
+from app import processors
 from app.observability import sources
-from gunicorn_config import PricingWorker, control_socket_disable, graceful_timeout, keepalive, timeout, worker_tmp_dir
+from gunicorn_config import (
+    PricingWorker,
+    control_socket_disable,
+    graceful_timeout,
+    keepalive,
+    pre_fork,
+    timeout,
+    worker_tmp_dir,
+)
 
-__all__ = ["PlainWorker", "control_socket_disable", "graceful_timeout", "keepalive", "timeout", "worker_tmp_dir"]
+__all__ = [
+    "PlainWorker",
+    "control_socket_disable",
+    "graceful_timeout",
+    "keepalive",
+    "pre_fork",
+    "timeout",
+    "worker_tmp_dir",
+]
 
 
 def post_fork(server, worker):
     """Rungs of the service number their requests, each process its own."""
+    processors.keep_to(worker.processors)
     sources.take_place(worker.age)
 
 

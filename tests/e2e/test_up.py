@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -91,6 +91,30 @@ def test_background_work_gives_way_to_those_who_answer(start: Start) -> None:
     api = psutil.Process(system.pids()["api"]).children()
     assert len({os.getsid(process.pid) for process in api}) == len(api), "each has a share of its own"
     shop.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor for all")
+def test_each_api_process_has_processors_of_its_own_also_after_one_died(start: Start) -> None:
+    system = start("--catalog", "none").wait_until_ready()
+    api = psutil.Process(system.pids()["api"])
+
+    def shares() -> list[set[int]]:
+        """By process, where its threads may run."""
+        found: list[set[int]] = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may just be ending
+            for child in api.children():
+                found.append(set().union(*(os.sched_getaffinity(thread.id) for thread in child.threads())))
+        return found
+
+    def apart() -> bool:
+        seen = shares()
+        return len(seen) == 2 and set.union(*seen) == os.sched_getaffinity(0) and not set.intersection(*seen)
+
+    eventually(apart)
+    for _ in range(2):
+        killed = api.children()[0]
+        killed.kill()
+        eventually(lambda: killed not in api.children() and apart(), timeout_s=30)  # noqa: B023
 
 
 def test_ctrl_c_stops_everything_and_the_next_start_finds_a_clean_house(start: Start) -> None:
