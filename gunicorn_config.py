@@ -98,15 +98,22 @@ def pre_fork(server, worker):
     worker.processors = processors.next_share(server.num_workers, others)
 
 
-def post_fork(server, worker):
+def set_apart(server, worker):
+    """A worker has a place, processors, and a session of its own.
+
+    Each session has its share of the processors' time (see app/niceness.py): together the workers would have one, as
+    much as a single process of PostgreSQL. Who ends the master's group does not reach them any more: they end with it.
+    """
+    sources.take_place(worker.age)
     processors.keep_to(worker.processors)
-    # Each session has its share of the processors (see app/niceness.py): together the workers would have one, as much
-    # as a single process of PostgreSQL. Who ends the master's group does not reach them any more: they end with it.
     os.setsid()
     die_with(server.pid, signal.SIGKILL)
+
+
+def post_fork(server, worker):
+    set_apart(server, worker)
     # The thread that writes access records gives way to requests ten times sooner than by default.
     sys.setswitchinterval(0.0005)
-    sources.take_place(worker.age)
     # The master's handlers, which a fork inherits, would only note these and do nothing.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
 """Each API process has processors of its own, as far as there are enough.
 
-The kernel shares out work, but not by who is waited for: background work that gives way keeps a processor as busy as any
-other does. So of two processors the API processes often had one for both, and each waited for the other (ADR 15).
+The kernel shares out work, but not by who is waited for: background work that gives way keeps a processor as busy as
+any other does. So of two processors the API processes often had one for both, and each waited for the other (ADR 15).
 """
 
 import os
@@ -14,8 +14,8 @@ Share = frozenset[int]
 
 
 def next_share(of: int, taken: Iterable[Share]) -> Share:
-    """What the next of so many processes should have, where others have these: what the fewest have. Shares do not overlap;
-    where there are more processes than processors, several have the same."""
+    """What the next of so many processes should have, where others have these: what the fewest have. Shares do not
+    overlap; where there are more processes than processors, several have the same."""
     if not hasattr(os, "sched_getaffinity"):  # not Linux
         return frozenset()
     ours = sorted(os.sched_getaffinity(0))

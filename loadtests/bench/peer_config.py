@@ -2,14 +2,13 @@
 
 import os
 
-from app import processors
-from app.observability import sources
 from gunicorn_config import (
     PricingWorker,
     control_socket_disable,
     graceful_timeout,
     keepalive,
     pre_fork,
+    set_apart,
     timeout,
     worker_tmp_dir,
 )
@@ -25,10 +24,7 @@ __all__ = [
 ]
 
 
-def post_fork(server, worker):
-    """Rungs of the service number their requests, each process its own."""
-    processors.keep_to(worker.processors)
-    sources.take_place(worker.age)
+post_fork = set_apart
 
 
 class PlainWorker(PricingWorker):
