@@ -94,8 +94,8 @@ def when_ready(server):
 
 
 def pre_fork(server, worker):
-    others = (other.processors for other in server.WORKERS.values())
-    worker.processors = processors.next_share(server.num_workers, others)
+    others = {other.age: getattr(other, "part", None) for other in server.WORKERS.values()}
+    worker.part = processors.free_part(server.num_workers, others)
 
 
 def set_apart(server, worker):
@@ -105,7 +105,7 @@ def set_apart(server, worker):
     much as a single process of PostgreSQL. Who ends the master's group does not reach them any more: they end with it.
     """
     sources.take_place(worker.age)
-    processors.keep_to(worker.processors)
+    processors.keep_to(worker.part, server.num_workers)
     os.setsid()
     die_with(server.pid, signal.SIGKILL)
 

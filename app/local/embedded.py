@@ -10,8 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import psutil
@@ -41,12 +42,14 @@ POSTGRES_TUNING = {
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "max_parallel_workers_per_gather": "0",
+    "max_parallel_maintenance_workers": "0",
     "jit": "off",
 }
 
-LEAST_BUFFERS_MB = 128
+LEAST_BUFFERS_MB, MOST_BUFFERS_MB = 128, 4096
+"""What is more than that is better left to the kernel's own cache, and would all be written when we stop."""
 
-CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # The wheel's server has the C library's allocator. Thousands of values of one size come and go at once: kept at hand,
 # as many as a script writes, they cost a third less of the processor.
@@ -70,7 +73,8 @@ def postgres(data: Path, log: Path) -> tuple[Child, str]:
         initialize(binaries, cluster, owner, log)
     clear_stale_lock(cluster)
     sockets = socket_folder(home)
-    buffers = {"shared_buffers": f"{max(LEAST_BUFFERS_MB, memory_bytes() // 8 >> 20)}MB"}
+    buffers_mb = min(max(LEAST_BUFFERS_MB, memory_bytes() // 8 >> 20), MOST_BUFFERS_MB)
+    buffers = {"shared_buffers": f"{buffers_mb}MB"}
     options = [f"--{name}={value}" for name, value in (POSTGRES_OPTIONS | POSTGRES_TUNING | buffers).items()]
     child = Child(
         name="postgres",
@@ -85,7 +89,7 @@ def postgres(data: Path, log: Path) -> tuple[Child, str]:
         owner=owner,
         stop_signal=signal.SIGINT,  # ends sessions and writes a checkpoint; SIGTERM would wait for clients
         kill_signal=signal.SIGQUIT,
-        grace_s=20.0,
+        grace_s=60.0,
     )
     return child, f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}"
 
@@ -165,12 +169,24 @@ def clear_stale_lock(cluster: Path) -> None:
 
 
 def memory_bytes() -> int:
-    """What there is for us: the machine's, or less in a container."""
-    machine = psutil.virtual_memory().total
-    try:
-        return min(machine, int(CONTAINER_MEMORY.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return machine
+    """What there is for us: the machine's, or less in a container or a group with a limit."""
+    limits = [psutil.virtual_memory().total]
+    for file in _memory_limits():
+        with suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def _memory_limits() -> Iterator[Path]:
+    """Where a limit may be written: of our group, and of those that it is in (cgroups(7), both versions). A container
+    may show the path that it has outside; inside, its own limit is then at the top."""
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
+        own = PurePosixPath(group.lstrip("/"))
+        yield from (top / each / name for each in (own, *own.parents))
 
 
 def remembered(file: Path, make: Callable[[], str]) -> str:

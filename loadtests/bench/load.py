@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -66,8 +67,9 @@ def built_pacer() -> Path:
     """The program that `PACER` makes."""
     program = ROOT / "build" / PACER.stem
     program.parent.mkdir(exist_ok=True)
-    subprocess.run(["cc", "-O2", "-o", program, PACER], check=True)
-    return program
+    new = program.with_suffix(f".{os.getpid()}")  # others may be running the one that is there
+    subprocess.run(["cc", "-O2", "-o", new, PACER], check=True)
+    return new.replace(program)
 
 
 def finished(pacer: subprocess.Popen[str], seconds: float) -> dict[str, float]:

@@ -103,6 +103,9 @@ class Bench:
     def cache(self) -> redis.Redis:
         return redis.Redis.from_url(self.product.stores["PRICING_CACHE_URL"])
 
+    def broker(self) -> redis.Redis:
+        return redis.Redis.from_url(self.product.stores["PRICING_BROKER_URL"])
+
 
 def quotes(bench: Bench) -> Iterator[Result]:
     """Cached quotes against the ceiling, the ordinary way, and cashews."""

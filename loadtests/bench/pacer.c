@@ -11,12 +11,14 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
+#include <errno.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,7 +27,7 @@ static const double PATIENCE_S = 5, LOOK_S = 0.05;
 static const char PATH[] = "/api/v1/price";
 
 typedef struct {
-    int fd;
+    int fd, asked; /* asked: an answer is to come */
     double due;
     size_t received;
     char answer[MOST_BYTES + 1];
@@ -82,7 +84,9 @@ static int whole(const Connection *connection) {
     const char *end = strstr(connection->answer, "\r\n\r\n"), *named = strcasestr(connection->answer, "\r\ncontent-length:");
     if (!end) return 0;
     if (!named || named > end) errx(1, "an answer without its length:\n%s", connection->answer);
-    return connection->received >= end + 4 - connection->answer + strtoul(named + strlen("\r\ncontent-length:"), NULL, 10);
+    size_t expected = end + 4 - connection->answer + strtoul(named + strlen("\r\ncontent-length:"), NULL, 10);
+    if (connection->received > expected) errx(1, "more than an answer:\n%s", connection->answer);
+    return connection->received == expected;
 }
 
 static int by_size(const void *one, const void *other) {
@@ -99,13 +103,15 @@ int main(int count, char **said) {
     double *latencies = room(NULL, total * sizeof *latencies);
     Connection *connections = room(NULL, CONNECTIONS * sizeof *connections), *idle[CONNECTIONS];
     size_t waiting = 0, first = 0; /* `idle` is a ring: whoever has been idle for longest is next */
-    int poll = epoll_create1(EPOLL_CLOEXEC);
+    int poll = epoll_create1(EPOLL_CLOEXEC), clock = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    struct epoll_event tick = {.events = EPOLLIN, .data.ptr = NULL};
+    if (poll < 0 || clock < 0 || epoll_ctl(poll, EPOLL_CTL_ADD, clock, &tick)) err(1, "epoll");
     prctl(PR_SET_TIMERSLACK, 1UL);
     for (; waiting < CONNECTIONS; waiting++) {
         Connection *made = idle[waiting] = &connections[waiting];
         *made = (Connection){.fd = connected(atoi(said[1]))};
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = made};
-        if (poll < 0 || epoll_ctl(poll, EPOLL_CTL_ADD, made->fd, &event)) err(1, "epoll");
+        if (epoll_ctl(poll, EPOLL_CTL_ADD, made->fd, &event)) err(1, "epoll");
     }
     double began = now() + 0.05, deadline = began + seconds + PATIENCE_S;
     while (answered < total && now() < deadline) {
@@ -113,22 +119,26 @@ int main(int count, char **said) {
             Connection *next = idle[first];
             Request *request = &requests[sent % questions];
             first = (first + 1) % CONNECTIONS, waiting--;
-            next->due = began + sent / rate, next->received = 0;
+            next->due = began + sent / rate, next->received = 0, next->asked = 1;
             if (send(next->fd, request->bytes, request->length, MSG_NOSIGNAL) != (ssize_t)request->length) err(1, "send");
         }
         double rest = sent < total && waiting ? began + sent / rate - now() : LOOK_S;
-        struct timespec timeout = {.tv_nsec = rest < 0 ? 0 : rest < LOOK_S ? rest * 1e9 : LOOK_S * 1e9};
-        struct epoll_event events[CONNECTIONS];
-        int ready = epoll_pwait2(poll, events, CONNECTIONS, &timeout, NULL);
-        if (ready < 0) err(1, "epoll");
+        long ns = rest <= 0 ? 1 : rest < LOOK_S ? rest * 1e9 + 1 : LOOK_S * 1e9; /* 0 would be never */
+        if (timerfd_settime(clock, 0, &(struct itimerspec){.it_value.tv_nsec = ns}, NULL)) err(1, "timer");
+        struct epoll_event events[CONNECTIONS + 1];
+        int ready = epoll_wait(poll, events, CONNECTIONS + 1, -1);
+        if (ready < 0 && errno != EINTR) err(1, "epoll");
         for (int n = 0; n < ready; n++) {
             Connection *this = events[n].data.ptr;
+            if (!this) continue; /* it is time for the next request: setting the clock again clears it */
             ssize_t length = recv(this->fd, this->answer + this->received, MOST_BYTES - this->received, 0);
             if (length <= 0) errx(1, "the server closed a connection, or answers with more than %d bytes", MOST_BYTES);
+            if (!this->asked) errx(1, "an answer that nobody asked for");
             this->answer[this->received += length] = 0;
             if (!whole(this)) continue;
             latencies[answered++] = now() - this->due;
             refused += strncmp(this->answer, "HTTP/1.1 200", 12) != 0;
+            this->asked = 0;
             idle[(first + waiting++) % CONNECTIONS] = this;
         }
     }

@@ -46,10 +46,10 @@ def telemetry(bench: "Bench") -> Iterator[Result]:
                 load.check(servers[name], bench.bodies[:50])
                 bench.warm(servers[name])
             seen = bench.in_turns(servers, PRICE, bench.at_hand)
-            with bench.cache() as client:
+            with bench.broker() as client:
                 yield from _keeping_up(bench, servers[MODES["buffered"]], client, streams["buffered"])
     finally:
-        with bench.cache() as client:
+        with bench.broker() as client:
             client.delete(*streams.values())
     off = seen[MODES["off"]]
     for mode, name in MODES.items():
