@@ -137,7 +137,7 @@ def test_tokens_rise_also_when_the_clock_was_set_back(locks: Locks, valkey: redi
 
 
 def test_a_lock_is_renewed_for_as_long_as_it_is_held(valkey: redis.Redis) -> None:
-    locks = Locks(valkey, ttl_s=0.3)
+    locks = Locks(valkey, ttl_s=1.5)  # a machine under tests may hold up a renewal for a few tenths of a second
 
     def work(held: Held) -> bool:
         lives: list[int] = []
@@ -146,7 +146,7 @@ def test_a_lock_is_renewed_for_as_long_as_it_is_held(valkey: redis.Redis) -> Non
             lives.append(valkey.pttl("lock:a"))
             return sum(later > earlier for earlier, later in itertools.pairwise(lives))
 
-        eventually(lambda: renewals() >= 6)  # six times a tenth of a second: twice its life
+        eventually(lambda: renewals() >= 6)  # six times half a second: twice its life
         assert min(lives) > 0
         held.check()
         assert Locks(valkey, ttl_s=30).in_rounds("a", nothing, 10) is Turn.LEFT_TO_HOLDER
