@@ -120,8 +120,9 @@ _percents = count(1)
 
 
 def another() -> dict[str, Any]:
-    """A promotion of everything, unlike the last one."""
-    return {"promotion_id": PROMOTION, "name": "All of it", "kind": "percent", "value": next(_percents)}
+    """A promotion of everything, unlike the last one, also where one percent more is less than a cent."""
+    percent = next(_percents)
+    return {"promotion_id": PROMOTION, "name": f"{percent} % off", "kind": "percent", "value": percent}
 
 
 def recalculate(product: Product, size: int) -> float:
