@@ -150,6 +150,7 @@ def test_whatever_the_network_does_everything_arrives_and_the_books_are_right(
     api.answer(100)
     eventually(lambda: set(numbers(valkey, api.source.name)) == set(range(1, 3_801)), timeout_s=20)
     eventually(lambda: not api.spill.records)
+    eventually(lambda: api.counted()["replayed"] == api.counted()["spilled"])  # is counted once it is off the disk
     counted = api.counted()
     assert counted["noted"] == 3_800 == counted["published"] + counted["spilled"]
     assert counted["replayed"] == counted["spilled"]
