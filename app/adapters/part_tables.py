@@ -20,9 +20,10 @@ class PartTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def begin_turn(self, task_id: str, part: int, token: int) -> Assignment | None:
-        """Begin a turn at a part, which is from now on the token's, and count it as an attempt; None where nothing is
-        to be done, or another's transaction is at it. Raises `LockLost` where a newer one has begun."""
+    def begin_turn(self, task_id: str, part: int, token: int, batch_rows: int) -> Assignment | None:
+        """Begin a turn at a part, in batches of `batch_rows` at most. The part is from now on the token's, and the turn
+        is counted as an attempt. None where nothing is to be done, or another's transaction is at it. Raises `LockLost`
+        where a newer one has begun."""
         select = sa.select(task_parts, tasks.c.cause, tasks.c.scopes, tasks.c.signal).join(tasks)
         row = self._connection.execute(
             select.where(_is(task_id, part), _open(), tasks.c.state == TaskState.RUNNING).with_for_update(
@@ -35,7 +36,9 @@ class PartTables:
         attempts = row.attempts + 1
         changed, done = sa.func.sum(task_parts.c.changed), sa.func.sum(task_parts.c.done)
         most_change = sa.select(changed * 2 > done).where(task_parts.c.task_id == task_id)
-        self._update(task_id, part, state=TaskState.RUNNING, token=token, attempts=attempts, orderly=False)
+        begun = {"state": TaskState.RUNNING, "token": token, "attempts": attempts, "orderly": False}
+        repeat_rows = 0 if row.orderly else max(row.batch_rows, batch_rows)
+        self._update(task_id, part, **begun, batch_rows=repeat_rows or batch_rows)
         return Assignment(
             cause=row.cause,
             scopes=[RowScope(**scope) for scope in row.scopes],
@@ -44,7 +47,7 @@ class PartTables:
             until=(row.until_product, row.until_location),
             attempts=attempts,
             error=row.error,
-            repeat=not row.orderly,
+            repeat_rows=repeat_rows,
             most_change=self._connection.execute(most_change).scalar_one(),
         )
 

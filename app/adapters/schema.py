@@ -244,6 +244,7 @@ task_parts = sa.Table(
     sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="turns since it got further"),
     sa.Column("orderly", sa.Boolean, nullable=False, server_default=sa.true(), comment="all that is stored is cached"),
+    sa.Column("batch_rows", sa.Integer, nullable=False, server_default="0", comment="else, up to so many rows are not"),
     sa.Column("token", sa.BigInteger, nullable=False, server_default="0", comment="of whoever may write: the fence"),
     sa.Column("error", sa.Text),
     _instant("updated_at", nullable=False, server_default=_NOW),

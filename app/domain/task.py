@@ -59,8 +59,9 @@ class Task(BaseModel):
 
 class Assignment(NamedTuple):
     """What a worker does in a turn at a part: the rows of the scopes with after < key <= until. `attempts` counts the
-    turns, this one included, that have not brought it further, `error` is the last of theirs; `repeat` says that the
-    last one may have left rows uncached, `most_change` that most of what the task has looked at so far did change."""
+    turns, this one included, that have not brought it further, `error` is the last of theirs; `repeat_rows` how many
+    rows the last one may have left uncached, `most_change` that most of what the task has looked at so far did
+    change."""
 
     cause: str
     scopes: list[RowScope]
@@ -69,7 +70,7 @@ class Assignment(NamedTuple):
     until: RowKey
     attempts: int
     error: str | None
-    repeat: bool
+    repeat_rows: int
     most_change: bool
 
 

@@ -139,7 +139,7 @@ class _PartTurn:
     def run(self) -> list[Hint]:
         """What is to be hinted next. Raises what the work raises, once it is noted."""
         with self._store.transaction() as tx:
-            turn = tx.parts.begin_turn(self._task_id, self._part, self._token)
+            turn = tx.parts.begin_turn(self._task_id, self._part, self._token, self._service.batch_rows)
             if turn is None:
                 return []
             self._attempts = turn.attempts
@@ -174,7 +174,7 @@ class _PartTurn:
                 keys, new, last = self._reprice(tx, turn, cached)
                 if not len(keys):
                     return self._end(tx, TaskState.SUCCEEDED)
-                repeated = tx.prices.current(keys) if turn.repeat and cached is None else new
+                repeated = tx.prices.current(keys) if turn.repeat_rows and cached is None else new
             self._attempts = 1 if cached else self._attempts
             self._service.cache.put(repeated)
             cached = Batch(len(keys), len(new), keys[-1].item(), ended=last)
@@ -187,9 +187,9 @@ class _PartTurn:
         most_change = turn.most_change if before is None else before.changed * 2 > before.done
         after = turn.after if before is None else before.last
         all_held = most_change or turn.signal is not None
-        # What is repeated reaches as far as any batch, whatever is expected of the rows by now.
-        repeats = turn.repeat and before is None
-        limit = self._service.held_rows if all_held and not repeats else self._service.batch_rows
+        limit = self._service.held_rows if all_held else self._service.batch_rows
+        if before is None and turn.repeat_rows:
+            limit = turn.repeat_rows  # as far as any batch of before, whatever is expected of the rows by now
         if turn.signal is None:
             keys, new = reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause, most_change=most_change)
         else:

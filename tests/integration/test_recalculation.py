@@ -173,7 +173,8 @@ def test_rows_of_which_most_change_are_held_a_few_at_a_time(jobs: Jobs) -> None:
     assert jobs.versions() == [1] * ROWS
 
 
-def test_what_a_large_batch_left_uncached_is_cached_also_where_small_ones_are_due(jobs: Jobs) -> None:
+@pytest.mark.parametrize("batch_rows", [8, 3], ids=["the same size", "smaller batches from now on"])
+def test_what_a_large_batch_left_uncached_is_cached_also_where_small_ones_are_due(jobs: Jobs, batch_rows: int) -> None:
     jobs.create("first")
     jobs.run("first")
     sizes = {"part_rows": ROWS, "batch_rows": 8, "held_rows": 2}
@@ -188,7 +189,7 @@ def test_what_a_large_batch_left_uncached_is_cached_also_where_small_ones_are_du
         work.work_on("second", 0)
     assert jobs.versions() == [2] * 8 + [1] * 2 + [2] * 8 + [1] * 2
     jobs.cache.sheets.clear()
-    jobs.another(**sizes).work_on("second", 0)
+    jobs.another(**sizes | {"batch_rows": batch_rows}).work_on("second", 0)
     assert jobs.task("second").state is TaskState.SUCCEEDED
     changed = {(f"P-{n}", at) for n in range(1, 10) if n != 5 for at in ("NY", "TYO")}
     assert changed <= set(dead.names()) | set(jobs.cache.names())
