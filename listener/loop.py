@@ -117,8 +117,8 @@ class Loop:
             traceparents[scope].append(event.traceparent)
         if not scopes:
             return
-        waiting = self._resources.inboxes.put({scope: [e.stream_id for e in group] for scope, group in scopes.items()})
-        self._waiting = max(self._waiting, sum(waiting.values()))
+        filled = self._resources.inboxes.put({scope: [e.stream_id for e in group] for scope, group in scopes.items()})
+        self._waiting = max(self._waiting, sum(inbox.waiting for inbox in filled.values()))
         for scope, group in scopes.items():
             attributes = messaging("redis", "receive", "receive", self._settings.event_stream) | {
                 "messaging.batch.message_count": len(group),
@@ -126,7 +126,8 @@ class Loop:
                 "pricing.queue_wait_ms": max(0, now_ms() - min(accepted_at_ms(entry.stream_id) for entry in group)),
             }
             with consumer_span("receive market_events", traceparents[scope], attributes):
-                self._resources.queue.apply_events(scope)
+                if filled[scope].wants_task:
+                    self._resources.queue.apply_events(scope, hinted=True)
                 _logger.info("received", scope=scope, events=len(group), how=how)
         metrics.events_received.labels(how).inc(len(entries))
 

@@ -25,7 +25,7 @@ from app.errors import TRANSIENT, MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
-from app.services.ports import Held, Turn, Waiting
+from app.services.ports import Held, HeldInbox, Turn, Waiting
 from app.services.recalculation import HELD_SHARE, Recalculation
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
@@ -49,11 +49,12 @@ DUE_BATCH = 5_000
 def apply_events(scope: str) -> None:
     """Work off the inbox of a scope; a run that finds another at it leaves it the work."""
     deps = resources()
-    if deps.locks.in_rounds(scope, lambda held: _apply_batch(held, deps), TURN_S) is Turn.UNFINISHED:
+    beginning = deps.inboxes.taking(scope, BATCH)
+    if deps.locks.in_rounds(scope, lambda held: _apply_batch(held, deps), TURN_S, beginning) is Turn.UNFINISHED:
         deps.queue.apply_events(scope)
 
 
-def _apply_batch(held: Held, deps: Resources) -> bool:
+def _apply_batch(held: HeldInbox, deps: Resources) -> bool:
     batch = deps.inboxes.take(held, BATCH)
     if not batch:
         return False

@@ -15,22 +15,31 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import redis
 
 from app.adapters.event_names import Names, tally_key
 from app.adapters.inbox_scripts import FAIL, PUT, PUT_BACK, SETTLE, TAKE
-from app.adapters.locks import fence_key
+from app.adapters.locks import HINT_LIFE_S, Beginning, fence_key, hint_key
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.positions import position
 from app.errors import LockLost, Unavailable
-from app.services.ports import DIED, TOGETHER, Failure, Fate, Held, Letter, Waiting
+from app.services.ports import DIED, TOGETHER, Failure, Fate, Held, HeldInbox, Letter, Waiting
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 
 PUT_BACK_PATIENCE_S = 10.0
 """How long a batch is put back for where Redis is away: what it finds then in hand would look like a death."""
+
+
+class Filled(NamedTuple):
+    """An inbox into which something was put: how many entries wait in it, and whether a task that takes them has to be
+    queued, because none was on its way."""
+
+    waiting: int
+    wants_task: bool
 
 
 class Inboxes:
@@ -46,17 +55,18 @@ class Inboxes:
         self._fail = client.register_script(FAIL)
         self._settle = client.register_script(SETTLE)
 
-    def put(self, entries: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """Put stream ids that are not acknowledged into the inboxes of their scopes, in one round trip; how many wait
-        in each now."""
-        keys, arguments = ["inboxes", self._names.stream], [self._names.group]
+    def put(self, entries: Mapping[str, Sequence[str]]) -> dict[str, Filled]:
+        """Put stream ids that are not acknowledged into the inboxes of their scopes, and give each a hint unless one is
+        on its way, in one step."""
+        keys: list[str] = ["inboxes", self._names.stream]
+        arguments: list[str | int] = [self._names.group, uuid4().hex, int(HINT_LIFE_S * 1000)]
         for scope, stream_ids in entries.items():
-            keys += [_inbox(scope), _suspects(scope)]
+            keys += [_inbox(scope), _suspects(scope), hint_key(scope)]
             arguments += [scope, str(len(stream_ids))]
             arguments += (part for stream_id in stream_ids for part in (str(_score(stream_id)), stream_id))
         with unavailable_if_down():
-            waiting: list[int] = self._put(keys=keys, args=arguments)
-        return dict(zip(entries, waiting, strict=True))
+            found: list[tuple[int, int]] = self._put(keys=keys, args=arguments)
+        return {scope: Filled(waiting, bool(new)) for scope, (waiting, new) in zip(entries, found, strict=True)}
 
     def fresh(self) -> int:
         """How many entries wait that were not tried yet, or are being tried."""
@@ -84,9 +94,13 @@ class Inboxes:
             if fresh + due
         }
 
-    def take(self, held: Held, limit: int) -> list[Waiting]:
+    def taking(self, scope: str, limit: int) -> Beginning:
+        """The first `take` of a turn, for the step in which the scope's lock is got."""
+        return Beginning(TAKE, self._keys(scope), _take_arguments(limit))
+
+    def take(self, held: HeldInbox, limit: int) -> list[Waiting]:
         """The next entries to be applied together, the oldest first, at most `limit`."""
-        taken = self._taken(held, limit)
+        taken = held.begun.pop() if held.begun else self._taken(held, limit)
         if isinstance(taken, bytes):
             # A holder of the release before wrote no token: only the ids have a hyphen.
             self._note_death(held, [word for word in taken.decode().split() if "-" in word])
@@ -95,7 +109,7 @@ class Inboxes:
 
     def _taken(self, held: Held, limit: int) -> Any:
         with _as_holder():
-            return self._take(keys=self._keys(held), args=[held.token, limit, json.dumps(TOGETHER)])
+            return self._take(keys=self._keys(held.scope), args=[held.token, *_take_arguments(limit)])
 
     def put_back(self, held: Held) -> None:
         """The batch in hand was not applied, for reasons that are not its own. Waits for Redis a while."""
@@ -103,7 +117,7 @@ class Inboxes:
         while True:
             try:
                 with suppress(LockLost), _as_holder():
-                    self._put_back(keys=self._keys(held), args=[held.token])
+                    self._put_back(keys=self._keys(held.scope), args=[held.token])
                 return
             except Unavailable:
                 if time.monotonic() > deadline:
@@ -120,7 +134,7 @@ class Inboxes:
             for waiting, error in failed:
                 failure = _after(waiting.failure, error, now)
                 arguments += [waiting.stream_id, json.dumps(failure._asdict()), now + wait_ms(failure.attempts)]
-            self._fail(keys=self._keys(held), args=[held.token, *arguments])
+            self._fail(keys=self._keys(held.scope), args=[held.token, *arguments])
 
     def settle(self, held: Held, done: Mapping[str, Fate], letters: Sequence[Letter]) -> int:
         """Acknowledge what was applied, now or before, and set aside what cannot be, in one step, and note it in the
@@ -133,7 +147,7 @@ class Inboxes:
             return int(
                 self._settle(
                     keys=[
-                        *self._keys(held),
+                        *self._keys(held.scope),
                         self._names.dead_letters,
                         f"{self._names.dead_letters}:index",
                         tally_key(self._names),
@@ -157,9 +171,13 @@ class Inboxes:
         known: Any = self._client.hmget(self._failures, stream_ids)
         self.fail(held, [(_waiting(one, b"", failure), DIED) for one, failure in zip(stream_ids, known, strict=True)])
 
-    def _keys(self, held: Held) -> list[str]:
-        inbox = [_inbox(held.scope), _suspects(held.scope), _trying(held.scope)]
-        return [fence_key(held.scope), *inbox, self._failures, self._names.stream]
+    def _keys(self, scope: str) -> list[str]:
+        inbox = [_inbox(scope), _suspects(scope), _trying(scope)]
+        return [fence_key(scope), *inbox, self._failures, self._names.stream]
+
+
+def _take_arguments(limit: int) -> list[str | int]:
+    return [limit, json.dumps(TOGETHER)]
 
 
 def _inbox(scope: str) -> str:

@@ -1,10 +1,11 @@
 """The scripts of `inbox`: each is one step, and safe to run twice, because an answer may be lost."""
 
-# KEYS: inboxes, stream, then inbox and suspects of each scope. ARGV: group, then of each scope: its name, how many
-# entries follow, and their scores and ids. Gives how many are in each inbox.
+# KEYS: inboxes, stream, then inbox, suspects and hint of each scope. ARGV: group, a hint's content and its life in ms,
+# then of each scope: its name, how many entries follow, and their scores and ids. Gives how many are in each inbox, and
+# whether the hint is one that this call gives.
 PUT = """
-local at, sizes = 2, {}
-for key = 3, #KEYS, 2 do
+local at, found = 4, {}
+for key = 3, #KEYS, 3 do
     local inbox, suspects, scope, entries = KEYS[key], KEYS[key + 1], ARGV[at], tonumber(ARGV[at + 1])
     for i = at + 2, at + 2 * entries, 2 do
         local id = ARGV[i + 1]
@@ -13,10 +14,11 @@ for key = 3, #KEYS, 2 do
         end
     end
     redis.call('SADD', KEYS[1], scope)
-    sizes[#sizes + 1] = redis.call('ZCARD', inbox)
+    local hint = redis.call('SET', KEYS[key + 2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
+    found[#found + 1] = {redis.call('ZCARD', inbox), (not hint or hint == ARGV[2]) and 1 or 0}
     at = at + 2 + 2 * entries
 end
-return sizes
+return found
 """
 
 # The scripts of holders have the same first keys and arguments. KEYS: fence, inbox, suspects, trying, failures, stream.

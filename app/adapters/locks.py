@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import redis
@@ -35,24 +36,35 @@ HINT_LIFE_S = 5.0
 
 # KEYS: lock, generation, fence, hint. ARGV: owner, life in ms.
 # The clock makes tokens rise even where Redis has forgotten the last one; the counter, where it stands still.
-# A lock that is the asker's own is the same request once more, because its answer was lost.
+# A lock that is the asker's own is the same request once more, because its answer was lost: with the same token.
 _ASK = """
 redis.call('DEL', KEYS[4])
 local asked = redis.call('HINCRBY', KEYS[2], 'asked', 1)
 redis.call('EXPIRE', KEYS[2], 86400)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and redis.call('GET', KEYS[1]) ~= ARGV[1] then
+local owner = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'GET', 'PX', ARGV[2])
+if owner and owner ~= ARGV[1] then
     redis.call('HSETNX', KEYS[2], 'since', string.format('%.0f', now))
     return {}
 end
 local since = redis.call('HGET', KEYS[2], 'since')
 redis.call('HDEL', KEYS[2], 'since')
-local last = tonumber(redis.call('GET', KEYS[3]) or 0)
-local token = now
-if token <= last then token = last + 1 end
-redis.call('SET', KEYS[3], string.format('%.0f', token), 'EX', 86400)
+local token = tonumber(redis.call('GET', KEYS[3]) or 0)
+if not owner or token == 0 then
+    token = math.max(now, token + 1)
+    redis.call('SET', KEYS[3], string.format('%.0f', token), 'EX', 86400)
+end
 return {string.format('%.0f', token), asked, since and now - tonumber(since) or 0}
+"""
+
+# The keys and arguments of the first work follow those of asking.
+_ASK_AND_BEGIN = """
+local function ask(KEYS, ARGV) %s end
+local function begin(KEYS, ARGV) %s end
+local turn = ask(KEYS, ARGV)
+if #turn > 0 then turn[4] = begin({unpack(KEYS, 5)}, {turn[1], unpack(ARGV, 3)}) end
+return turn
 """
 
 # KEYS: lock, generation. ARGV: owner, the generation that was worked on, or '' to free the lock whatever was asked.
@@ -78,6 +90,15 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
 
+class Beginning(NamedTuple):
+    """The first thing that a holder does, as a script that is run in the same step in which it becomes the holder: one
+    wait for both. Its first argument is the holder's token, `arguments` follow it."""
+
+    script: str
+    keys: Sequence[str]
+    arguments: Sequence[str | int]
+
+
 class Locks:
     """`ttl_s` is how long a lock outlives its holder's last renewal, in seconds; `stopping` says whether this process
     shall end, and with it its turn."""
@@ -85,6 +106,7 @@ class Locks:
     def __init__(self, client: redis.Redis, ttl_s: float, stopping: Callable[[], bool] = stopping.asked) -> None:
         self._client, self._ttl_s, self.stopping = client, ttl_s, stopping
         self._ask_script = client.register_script(_ASK)
+        self._ask_and_begin = cache(lambda script: client.register_script(_ASK_AND_BEGIN % (_ASK, script)))
         self._free_script = client.register_script(_FREE)
         self._renew_script = client.register_script(_RENEW)
         self._renewals = _Renewals(ttl_s)
@@ -94,19 +116,19 @@ class Locks:
         after `life_s` seconds."""
         own = uuid4().bytes
         with unavailable_if_down():
-            earlier: Any = self._client.set(_hint(scope), own, nx=True, get=True, px=int(life_s * 1000))
+            earlier: Any = self._client.set(hint_key(scope), own, nx=True, get=True, px=int(life_s * 1000))
         return earlier in (None, own)
 
     def withdraw_hint(self, scope: str) -> None:
         """The task has come, and will not ask: the next one need not wait until it is taken for lost."""
         with unavailable_if_down():
-            self._client.delete(_hint(scope))
+            self._client.delete(hint_key(scope))
 
     def idle(self, scopes: Sequence[str]) -> list[str]:
         """Those whose lock nobody holds and for which no hint is on its way."""
         with unavailable_if_down(), self._client.pipeline(transaction=False) as pipeline:
             for scope in scopes:
-                pipeline.exists(_lock(scope), _hint(scope))
+                pipeline.exists(_lock(scope), hint_key(scope))
             busy: list[int] = pipeline.execute()
         return [scope for scope, keys in zip(scopes, busy, strict=True) if not keys]
 
@@ -118,14 +140,17 @@ class Locks:
             there: list[int] = pipeline.execute()
         return [scope for scope, key in zip(scopes, there, strict=True) if key]
 
-    def in_rounds(self, scope: str, work: Callable[["Held"], bool], turn_s: float) -> Turn:
+    def in_rounds(
+        self, scope: str, work: Callable[["Held"], bool], turn_s: float, beginning: Beginning | None = None
+    ) -> Turn:
         """Hold the scope's lock and call `work` until it gives False, nothing more to do, and nobody has asked since;
         after `turn_s` seconds, or where this process shall end, stop all the same, as `Turn.UNFINISHED` says. Where
-        another holds the lock it does this work too, in another round: `Turn.LEFT_TO_HOLDER`.
+        another holds the lock it does this work too, in another round: `Turn.LEFT_TO_HOLDER`. What the `beginning`
+        gave is in `Held.begun`.
 
         Raises `LockLost` before a call of `work` once the lock is lost, and `Unavailable`.
         """
-        held = self._ask(scope)
+        held = self._ask(scope, beginning)
         if held is None:
             return Turn.LEFT_TO_HOLDER
         began = time.monotonic()
@@ -139,29 +164,36 @@ class Locks:
                 if over:
                     return Turn.UNFINISHED
 
-    def _ask(self, scope: str) -> "Held | None":
+    def _ask(self, scope: str, beginning: Beginning | None) -> "Held | None":
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"
+        keys = [_lock(scope), _generation(scope), fence_key(scope), hint_key(scope)]
+        arguments: list[str | int] = [owner, int(self._ttl_s * 1000)]
+        script = self._ask_script
+        if beginning is not None:
+            keys += beginning.keys
+            arguments += beginning.arguments
+            script = self._ask_and_begin(beginning.script)
         asked_at = time.monotonic()
         with unavailable_if_down():
-            answer = self._ask_script(
-                keys=[_lock(scope), _generation(scope), fence_key(scope), _hint(scope)],
-                args=[owner, int(self._ttl_s * 1000)],
-            )
+            answer: list[Any] = script(keys=keys, args=arguments)
         if not answer:
             metrics.lock_left_to_holder.labels(_kind(scope)).inc()
             describe(lock_left_to_holder=True)
             return None
-        token, asked, waited_us = map(int, answer)
+        token, asked, waited_us = map(int, answer[:3])
         metrics.lock_wait.labels(_kind(scope)).observe(waited_us / 1e6)
         describe(lock_wait_ms=waited_us // 1000)
-        return Held(self, scope, owner, token, asked, asked_at + self._ttl_s)
+        return Held(self, scope, owner, token, asked, asked_at + self._ttl_s, answer[3:])
 
 
 class Held:
-    """A lock that this process holds, or held. `token` is higher than that of every earlier holder."""
+    """A lock that this process holds, or held. `token` is higher than that of every earlier holder; `begun` has what
+    the beginning gave, where there was one, until somebody takes it out."""
 
-    def __init__(self, locks: Locks, scope: str, owner: str, token: int, asked: int, until: float) -> None:
-        self.scope, self.token = scope, token
+    def __init__(
+        self, locks: Locks, scope: str, owner: str, token: int, asked: int, until: float, begun: list[Any]
+    ) -> None:
+        self.scope, self.token, self.begun = scope, token, begun
         self._locks, self._owner, self._asked, self._until = locks, owner, asked, until
         self._released = False
         self._at_work = threading.Lock()
@@ -271,6 +303,11 @@ class _Renewals:
 def fence_key(scope: str) -> str:
     """Where the newest holder's token is."""
     return f"fence:{scope}"
+
+
+def hint_key(scope: str) -> str:
+    """Where it is said that a task for the scope is on its way."""
+    return f"hint:{scope}"
 
 
 def _lock(scope: str) -> str:

@@ -119,9 +119,12 @@ class TaskQueue:
     def __init__(self, application: celery.Celery, client: redis.Redis, locks: Locks) -> None:
         self._application, self._client, self._locks = application, client, locks
 
-    def apply_events(self, scope: str) -> None:
-        """Work off the inbox of a scope."""
-        self._hint(scope, APPLY_EVENTS, [scope])
+    def apply_events(self, scope: str, *, hinted: bool = False) -> None:
+        """Work off the inbox of a scope. `hinted`: it has been found out before that no hint is on its way."""
+        if hinted:
+            self._send(APPLY_EVENTS, [scope], scope)
+        else:
+            self._hint(scope, APPLY_EVENTS, [scope])
 
     def recalculate(self, task_id: str, part: int | None = None) -> None:
         """Work on a part of a recalculation for a turn, or begin it."""

@@ -117,7 +117,7 @@ class Service:
                 )
             return bool(batch)
 
-        self.locks.in_rounds("a", work, 60)
+        self.locks.in_rounds("a", work, 60, self.inboxes.taking("a", 500))
         return delivered
 
     def turns(self, most: int = 100) -> list[Delivered]:

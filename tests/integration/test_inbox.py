@@ -3,7 +3,8 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,12 +12,12 @@ import redis
 
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
-from app.adapters.inbox import Inboxes
-from app.adapters.locks import fence_key
+from app.adapters.inbox import Filled, Inboxes
+from app.adapters.locks import HINT_LIFE_S, Locks, fence_key
 from app.adapters.redis_clients import make_redis
 from app.domain.positions import position
 from app.errors import LockLost
-from app.services.ports import DIED, Failure, Fate, Letter, Waiting
+from app.services.ports import DIED, Failure, Fate, HeldInbox, Letter, Turn, Waiting
 from tests.support.lossy import LossyClient
 from tests.support.proxy import proxy_to
 
@@ -28,6 +29,7 @@ ONCE = Failure(1, "first", 1000, "last", 2000)
 class Holder:
     scope: str
     token: int
+    begun: list[Any] = field(default_factory=list)
 
     def check(self) -> None: ...
 
@@ -144,7 +146,7 @@ def test_putting_in_again_changes_nothing(inboxes: Inboxes, arrive: Arrive, hold
     batch = inboxes.take(holder, 2)
     inboxes.fail(holder, each(batch[:1]))
     inboxes.settle(holder, applied([done]), [])
-    assert inboxes.put({"a": [suspect, done, fresh, fresh]}) == {"a": 1}
+    assert inboxes.put({"a": [suspect, done, fresh, fresh]})["a"].waiting == 1
     assert ids(inboxes.take(holder, 10)) == [fresh], "the suspect's time has not come, and the other is acknowledged"
     assert valkey.zcard("suspects:a") == 1
 
@@ -470,7 +472,7 @@ def test_an_answer_that_was_lost_does_no_harm(
     inboxes = Inboxes(lossy.client, NAMES)
     failed, done, dead = arrived = read(3)
     with lossy.losing():
-        assert inboxes.put({"a": arrived}) == {"a": 3}
+        assert inboxes.put({"a": arrived}) == {"a": Filled(3, wants_task=True)}, "the hint is its own"
     holder = hold()
     with lossy.losing():
         assert ids(inboxes.take(holder, 3)) == arrived
@@ -486,6 +488,55 @@ def test_an_answer_that_was_lost_does_no_harm(
         inboxes.settle(holder, applied([done]), [letter(dead)])
     assert valkey.xlen("d") == 1
     assert (pending(valkey), valkey.zcard("inbox:a")) == ([failed], 0)
+
+
+def test_a_lock_comes_with_the_first_batch_also_where_the_answer_was_lost(
+    lossy: LossyClient, arrive: Arrive, inboxes: Inboxes, valkey: redis.Redis
+) -> None:
+    """Asked once more, it is not as if a holder had died in between with the batch in hand."""
+    arrived = arrive(3)
+    locks = Locks(lossy.client, ttl_s=30)
+    batches: list[list[Waiting]] = []
+
+    def work(held: HeldInbox) -> bool:
+        batches.append(inboxes.take(held, 2))
+        if batches[-1]:
+            assert (valkey.get("trying:a") or b"").split()[0] == b"%d" % held.token
+        inboxes.settle(held, applied(ids(batches[-1])), [])
+        return len(batches) < 3
+
+    assert locks.in_rounds("x", lambda held: False, 10, inboxes.taking("x", 1)) is Turn.DONE
+    with lossy.losing():
+        assert locks.in_rounds("a", work, 10, inboxes.taking("a", 2)) is Turn.DONE
+    assert [ids(batch) for batch in batches] == [arrived[:2], arrived[2:], []]
+    assert [w.failure for batch in batches for w in batch] == [None] * 3
+    assert (pending(valkey), valkey.hlen("s:failures")) == ([], 0)
+
+
+def test_whoever_finds_the_lock_held_takes_nothing(inboxes: Inboxes, arrive: Arrive, valkey: redis.Redis) -> None:
+    arrive(1)
+    locks = Locks(valkey, ttl_s=30)
+
+    def work(held: HeldInbox) -> bool:
+        if not held.begun:
+            return False
+        assert len(inboxes.take(held, 1)) == 1
+        before = valkey.get("trying:a")
+        assert locks.in_rounds("a", lambda held: False, 10, inboxes.taking("a", 1)) is Turn.LEFT_TO_HOLDER
+        assert valkey.get("trying:a") == before
+        return False
+
+    assert locks.in_rounds("a", work, 10, inboxes.taking("a", 1)) is Turn.DONE
+    assert not valkey.exists("lock:a")
+
+
+def test_an_inbox_wants_one_task_until_that_has_come(inboxes: Inboxes, read: Arrive, valkey: redis.Redis) -> None:
+    first, second, third = read(3)
+    assert inboxes.put({"a": [first], "b": []}) == {"a": Filled(1, True), "b": Filled(0, True)}
+    assert inboxes.put({"a": [second]}) == {"a": Filled(2, False)}
+    assert 0 < valkey.pttl("hint:a") <= HINT_LIFE_S * 1000
+    Locks(valkey, ttl_s=30).in_rounds("a", lambda held: False, 10)
+    assert inboxes.put({"a": [third]}) == {"a": Filled(3, True)}
 
 
 def test_a_batch_is_put_back_when_redis_is_back(valkey_url: str, arrive: Arrive, hold: Hold) -> None:
