@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from app.domain.columns import MEMBER, Segment
-from app.domain.money import SCALE, to_decimal, unscale
+from app.domain.money import SCALE, unscale
 from app.domain.sheet import Change, PriceSheet, Tier
 
 Source = Literal["cache", "database", "stale", "simulation"]
@@ -16,7 +16,7 @@ Source = Literal["cache", "database", "stale", "simulation"]
 Number: TypeAlias = msgspec.Raw
 Instant: TypeAlias = msgspec.Raw
 """As it is sent: a JSON number with all its decimals, such as 12.90, or a time. Few of them are in many prices, and to
-find one that is ready costs a fraction of what it costs to make and to write it."""
+find one that is ready costs a third of what it costs to make it."""
 
 MAX_QUANTITY = 1_000_000
 
@@ -76,7 +76,13 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         paid, changes, rejected = tier.final, sheet.changes + prices.changes, sheet.rejected + prices.rejected
         if not prices.promoted == tier.before_floor == paid:
             changes += _of_quantity_and_floor(sheet, prices.promoted, tier)
-    listed, base, rate, final, total = _figures(sheet.list_price, sheet.base_price, paid, quantity, sheet.decimals)
+    decimals = sheet.decimals
+    listed = base = final = amount(sheet.list_price, decimals)
+    rate = NO_DISCOUNT
+    if sheet.base_price != sheet.list_price:
+        base = final = amount(sheet.base_price, decimals)
+    if paid != sheet.base_price:
+        final, rate = amount(paid, decimals), discount_rate(sheet.base_price, paid)
     return Quote(  # by position, which is quicker
         product_id,
         location,
@@ -87,9 +93,9 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         base,
         rate,
         final,
-        total,
+        final if quantity == 1 else amount(paid * quantity, decimals),
         "line" if sheet.line_rounding else "unit",
-        _adjustments(sheet.list_price, changes, sheet.decimals) if changes else (),
+        _adjustments(sheet.list_price, changes, decimals) if changes else (),
         [RejectedRule(r.rule, r.name, r.reason) for r in rejected] if rejected else (),
         source,
         sheet.version,
@@ -102,19 +108,7 @@ def _tier(tiers: tuple[Tier, ...], quantity: int) -> Tier:
     return next(tier for tier in reversed(tiers) if tier.min_quantity <= quantity)
 
 
-@lru_cache(4096)  # few prices are many rows': 96 of 100 quotes of the real catalogue find theirs
-def _figures(listed: int, base: int, final: int, quantity: int, decimals: int) -> tuple[Number, ...]:
-    """List price, base price, discount rate, final price and total, from scaled amounts."""
-    return (
-        amount(listed, decimals),
-        amount(base, decimals),
-        discount_rate(base, final),
-        amount(final, decimals),
-        amount(final * quantity, decimals),
-    )
-
-
-@lru_cache(4096)
+@lru_cache(4096)  # few prices are many rows': four of five are found
 def amount(scaled: int, decimals: int) -> Number:
     """A scaled amount rounded to whole minor units, with exactly the currency's decimals."""
     return _number(unscale(scaled), decimals)
@@ -123,11 +117,25 @@ def amount(scaled: int, decimals: int) -> Number:
 def discount_rate(scaled_base: int, scaled_final: int) -> Number:
     """The share of the base price that promotions, tiers and floor took off, with four decimals."""
     base, final = unscale(scaled_base), unscale(scaled_final)
-    return _number(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0, 4)
+    return _rate(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0)
+
+
+@lru_cache(4096)
+def _rate(value: int) -> Number:
+    return _number(value, 4)
 
 
 def _number(value: int, decimals: int) -> Number:
-    return Number(f"{to_decimal(value, decimals):f}")
+    """`value` / 10^`decimals` with all its decimals: 1290 is 12.90 with two."""
+    digits = str(value)
+    if not decimals:
+        return Number(digits)
+    if len(digits) <= decimals + 1:  # 5 is 0.05, and -5 is -0.05
+        digits = f"{value:0{decimals + 1 + (value < 0)}d}"
+    return Number(f"{digits[:-decimals]}.{digits[-decimals:]}")
+
+
+NO_DISCOUNT = _number(0, 4)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import app.domain.quote as domain
 from app.domain.columns import PolicyKind, Segment
 from app.domain.money import SCALE, currency
-from app.domain.quote import MAX_QUANTITY, Source, discount_rate, instant
+from app.domain.quote import MAX_QUANTITY, Source, amount, discount_rate, instant
 from app.domain.sheet import PriceSheet
 from tests.unit.quotes import SentQuote, number, read
 from tests.unit.strategies import HOUR, NOON, batch, batches, policy, promotion, row
@@ -164,6 +164,11 @@ def test_members_and_everyone_get_their_own_price_from_one_sheet() -> None:
 )  # fmt: skip
 def test_a_discount_rate_has_four_decimals_half_up(base: int, final: int, rate: str) -> None:
     assert str(number(discount_rate(base * SCALE, final * SCALE))) == rate
+
+
+@given(st.integers(-(10**13), 10**13) | st.integers(-2000, 2000), st.sampled_from([0, 2, 3, 4]))
+def test_an_amount_has_all_its_currencys_decimals(minor: int, decimals: int) -> None:
+    assert bytes(amount(minor * SCALE, decimals)).decode() == f"{Decimal(minor).scaleb(-decimals):f}"
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9998, 12, 31), timezones=st.just(UTC)), st.integers(0, 999))
