@@ -21,10 +21,12 @@ PACER = Path(__file__).with_name("pacer.c")
 
 
 class Closed(NamedTuple):
-    """Requests a second with every connection always busy, and CPU microseconds of the server per request."""
+    """Requests a second with every connection always busy, CPU microseconds of the server per request, and how many
+    requests failed."""
 
     per_s: float
     cpu_us: float
+    failed: int = 0
 
 
 def need_generators() -> None:
@@ -49,7 +51,7 @@ def closed(
     requests, failed, duration_us = map(int, line.split()[1:])
     if (failed and not may_fail) or not requests:
         sys.exit(f"{server.name}: {failed} of {requests} requests failed")
-    return Closed(requests / duration_us * 1e6, cpu_s / requests * 1e6)
+    return Closed(requests / duration_us * 1e6, cpu_s / requests * 1e6, failed)
 
 
 def paced(server: Server, rate: float, questions: Path, seconds: float) -> dict[str, float]:
