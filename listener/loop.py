@@ -8,6 +8,7 @@ reclaimed by another one.
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from uuid import uuid4
 
 import redis
 import structlog
@@ -50,6 +51,7 @@ class Loop:
         self._settings, self._log = resources.settings, resources.log
         self._waiting = 0
         self._unsure = True
+        self._hint = uuid4().hex
         self._paused_by: list[str] = []
         self._chores = [
             Chore(lambda: self._log.beat(consumer), UPKEEP_INTERVAL_S),
@@ -95,7 +97,7 @@ class Loop:
         self._unsure = True
         entries = self._log.read(self._consumer, SAMPLE if self._paused_by else self._settings.read_count)
         self._hand_over(entries, "read")
-        self._unsure = False
+        self._unsure, self._hint = False, uuid4().hex
         return entries
 
     def _is_full(self) -> bool:
@@ -117,7 +119,9 @@ class Loop:
             traceparents[scope].append(event.traceparent)
         if not scopes:
             return
-        filled = self._resources.inboxes.put({scope: [e.stream_id for e in group] for scope, group in scopes.items()})
+        filled = self._resources.inboxes.put(
+            {scope: [entry.stream_id for entry in group] for scope, group in scopes.items()}, self._hint
+        )
         self._waiting = max(self._waiting, sum(inbox.waiting for inbox in filled.values()))
         for scope, group in scopes.items():
             attributes = messaging("redis", "receive", "receive", self._settings.event_stream) | {
@@ -127,7 +131,7 @@ class Loop:
             }
             with consumer_span("receive market_events", traceparents[scope], attributes):
                 if filled[scope].wants_task:
-                    self._resources.queue.apply_events(scope, hinted=True)
+                    self._resources.queue.send_hinted(scope)
                 _logger.info("received", scope=scope, events=len(group), how=how)
         metrics.events_received.labels(how).inc(len(entries))
 

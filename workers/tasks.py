@@ -10,6 +10,7 @@ import structlog
 from celery import Celery
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, RECALCULATING
+from app.adapters.inbox import HeldInbox
 from app.adapters.task_names import (
     APPLY_EVENTS,
     BOUNDARY_SCOPE,
@@ -25,7 +26,7 @@ from app.errors import TRANSIENT, MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
-from app.services.ports import Held, HeldInbox, Turn, Waiting
+from app.services.ports import Held, Turn, Waiting
 from app.services.recalculation import HELD_SHARE, Recalculation
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask

@@ -15,8 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any, NamedTuple, Protocol
 
 import redis
 
@@ -26,7 +25,7 @@ from app.adapters.locks import HINT_LIFE_S, Beginning, fence_key, hint_key
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.positions import position
 from app.errors import LockLost, Unavailable
-from app.services.ports import DIED, TOGETHER, Failure, Fate, Held, HeldInbox, Letter, Waiting
+from app.services.ports import DIED, TOGETHER, Failure, Fate, Held, Letter, Waiting
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 
@@ -36,10 +35,16 @@ PUT_BACK_PATIENCE_S = 10.0
 
 class Filled(NamedTuple):
     """An inbox into which something was put: how many entries wait in it, and whether a task that takes them has to be
-    queued, because none was on its way."""
+    queued, because no hint was given before."""
 
     waiting: int
     wants_task: bool
+
+
+class HeldInbox(Held, Protocol):
+    """A lock that may have come with the first batch of its inbox, as `Inboxes.taking` has it."""
+
+    def take_begun(self) -> Any: ...
 
 
 class Inboxes:
@@ -55,11 +60,12 @@ class Inboxes:
         self._fail = client.register_script(FAIL)
         self._settle = client.register_script(SETTLE)
 
-    def put(self, entries: Mapping[str, Sequence[str]]) -> dict[str, Filled]:
+    def put(self, entries: Mapping[str, Sequence[str]], hint: str) -> dict[str, Filled]:
         """Put stream ids that are not acknowledged into the inboxes of their scopes, and give each a hint unless one is
-        on its way, in one step."""
+        on its way, in one step. Once more with the same `hint`, whose tasks were perhaps not queued, it wants them
+        again."""
         keys: list[str] = ["inboxes", self._names.stream]
-        arguments: list[str | int] = [self._names.group, uuid4().hex, int(HINT_LIFE_S * 1000)]
+        arguments: list[str | int] = [self._names.group, hint, int(HINT_LIFE_S * 1000)]
         for scope, stream_ids in entries.items():
             keys += [_inbox(scope), _suspects(scope), hint_key(scope)]
             arguments += [scope, str(len(stream_ids))]
@@ -100,7 +106,9 @@ class Inboxes:
 
     def take(self, held: HeldInbox, limit: int) -> list[Waiting]:
         """The next entries to be applied together, the oldest first, at most `limit`."""
-        taken = held.begun.pop() if held.begun else self._taken(held, limit)
+        taken = held.take_begun()
+        if taken is None:
+            taken = self._taken(held, limit)
         if isinstance(taken, bytes):
             # A holder of the release before wrote no token: only the ids have a hyphen.
             self._note_death(held, [word for word in taken.decode().split() if "-" in word])

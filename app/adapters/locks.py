@@ -58,7 +58,7 @@ end
 return {string.format('%.0f', token), asked, since and now - tonumber(since) or 0}
 """
 
-# The keys and arguments of the first work follow those of asking.
+# Of KEYS the first four are for asking, of ARGV the first two; what follows is for the beginning.
 _ASK_AND_BEGIN = """
 local function ask(KEYS, ARGV) %s end
 local function begin(KEYS, ARGV) %s end
@@ -92,7 +92,8 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 class Beginning(NamedTuple):
     """The first thing that a holder does, as a script that is run in the same step in which it becomes the holder: one
-    wait for both. Its first argument is the holder's token, `arguments` follow it."""
+    wait for both. Its first argument is the holder's token, `arguments` follow it. Where no answer comes at all, it is
+    done all the same, and the lock is nobody's until it expires, as if its holder had died."""
 
     script: str
     keys: Sequence[str]
@@ -145,8 +146,7 @@ class Locks:
     ) -> Turn:
         """Hold the scope's lock and call `work` until it gives False, nothing more to do, and nobody has asked since;
         after `turn_s` seconds, or where this process shall end, stop all the same, as `Turn.UNFINISHED` says. Where
-        another holds the lock it does this work too, in another round: `Turn.LEFT_TO_HOLDER`. What the `beginning`
-        gave is in `Held.begun`.
+        another holds the lock it does this work too, in another round: `Turn.LEFT_TO_HOLDER`.
 
         Raises `LockLost` before a call of `work` once the lock is lost, and `Unavailable`.
         """
@@ -187,16 +187,19 @@ class Locks:
 
 
 class Held:
-    """A lock that this process holds, or held. `token` is higher than that of every earlier holder; `begun` has what
-    the beginning gave, where there was one, until somebody takes it out."""
+    """A lock that this process holds, or held. `token` is higher than that of every earlier holder."""
 
     def __init__(
         self, locks: Locks, scope: str, owner: str, token: int, asked: int, until: float, begun: list[Any]
     ) -> None:
-        self.scope, self.token, self.begun = scope, token, begun
+        self.scope, self.token, self._begun = scope, token, begun
         self._locks, self._owner, self._asked, self._until = locks, owner, asked, until
         self._released = False
         self._at_work = threading.Lock()
+
+    def take_begun(self) -> Any:
+        """What the beginning gave, once; None after that, and where there was none."""
+        return self._begun.pop() if self._begun else None
 
     def check(self) -> None:
         """Raises `LockLost` where the lock is another's by now, or was not renewed in time: a process that was
@@ -316,10 +319,6 @@ def _lock(scope: str) -> str:
 
 def _generation(scope: str) -> str:
     return f"generation:{scope}"
-
-
-def _hint(scope: str) -> str:
-    return f"hint:{scope}"
 
 
 def _kind(scope: str) -> str:

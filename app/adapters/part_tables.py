@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from app.adapters.schema import task_batches, task_parts, tasks
 from app.adapters.task_tables import UNFINISHED, idle_since
+from app.domain.columns import RowKey
 from app.domain.rows import RowScope, SignalChange
 from app.domain.task import Assignment, Batch, TaskState
 from app.errors import LockLost
@@ -20,10 +21,9 @@ class PartTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def begin_turn(self, task_id: str, part: int, token: int, batch_rows: int) -> Assignment | None:
-        """Begin a turn at a part, in batches of `batch_rows` at most. The part is from now on the token's, and the turn
-        is counted as an attempt. None where nothing is to be done, or another's transaction is at it. Raises `LockLost`
-        where a newer one has begun."""
+    def begin_turn(self, task_id: str, part: int, token: int) -> Assignment | None:
+        """Begin a turn at a part, which is from now on the token's, and count it as an attempt; None where nothing is
+        to be done, or another's transaction is at it. Raises `LockLost` where a newer one has begun."""
         select = sa.select(task_parts, tasks.c.cause, tasks.c.scopes, tasks.c.signal).join(tasks)
         row = self._connection.execute(
             select.where(_is(task_id, part), _open(), tasks.c.state == TaskState.RUNNING).with_for_update(
@@ -36,18 +36,16 @@ class PartTables:
         attempts = row.attempts + 1
         changed, done = sa.func.sum(task_parts.c.changed), sa.func.sum(task_parts.c.done)
         most_change = sa.select(changed * 2 > done).where(task_parts.c.task_id == task_id)
-        begun = {"state": TaskState.RUNNING, "token": token, "attempts": attempts, "orderly": False}
-        repeat_rows = 0 if row.orderly else max(row.batch_rows, batch_rows)
-        self._update(task_id, part, **begun, batch_rows=repeat_rows or batch_rows)
+        self._update(task_id, part, state=TaskState.RUNNING, token=token, attempts=attempts)
         return Assignment(
             cause=row.cause,
             scopes=[RowScope(**scope) for scope in row.scopes],
             signal=None if row.signal is None else SignalChange(**row.signal),
             after=(row.after_product, row.after_location),
+            stored=(row.stored_product, row.stored_location),
             until=(row.until_product, row.until_location),
             attempts=attempts,
             error=row.error,
-            repeat_rows=repeat_rows,
             most_change=self._connection.execute(most_change).scalar_one(),
         )
 
@@ -79,9 +77,13 @@ class PartTables:
         )
         self._connection.execute(task_batches.insert().values(task_id=task_id, done=batch.done))
 
+    def note_stored(self, task_id: str, part: int, last: RowKey) -> None:
+        """Note up to which row sheets are stored when this transaction has ended, though not cached yet."""
+        self._update(task_id, part, stored_product=last[0], stored_location=last[1])
+
     def rest(self, task_id: str, part: int) -> None:
         """End a turn of which everything is noted."""
-        self._update(task_id, part, attempts=0, orderly=True)
+        self._update(task_id, part, attempts=0)
 
     def excuse(self, task_id: str, part: int, token: int) -> None:
         """The turn of this token ended early for reasons that are not the part's: it was no attempt."""
@@ -93,7 +95,7 @@ class PartTables:
         self._update(task_id, part, error=error)
 
     def end(self, task_id: str, part: int, state: TaskState, error: str | None = None) -> None:
-        self._update(task_id, part, state=state, error=error, orderly=state == TaskState.SUCCEEDED)
+        self._update(task_id, part, state=state, error=error)
 
     def open(self, task_id: str) -> list[int]:
         """The parts of a running task that have not ended."""

@@ -114,17 +114,18 @@ def make_celery(broker_url: str) -> celery.Celery:
 
 
 class TaskQueue:
-    """Every method queues a hint, unless one for the same work is on its way. Raises `Unavailable`."""
+    """Every method that names work queues a hint, unless one for the same work is on its way. Raises `Unavailable`."""
 
     def __init__(self, application: celery.Celery, client: redis.Redis, locks: Locks) -> None:
         self._application, self._client, self._locks = application, client, locks
 
-    def apply_events(self, scope: str, *, hinted: bool = False) -> None:
-        """Work off the inbox of a scope. `hinted`: it has been found out before that no hint is on its way."""
-        if hinted:
-            self._send(APPLY_EVENTS, [scope], scope)
-        else:
-            self._hint(scope, APPLY_EVENTS, [scope])
+    def apply_events(self, scope: str) -> None:
+        """Work off the inbox of a scope."""
+        self._hint(scope, APPLY_EVENTS, [scope])
+
+    def send_hinted(self, scope: str) -> None:
+        """Queue the task of a hint that was given when the inbox of the scope was filled."""
+        self._send(APPLY_EVENTS, [scope], scope)
 
     def recalculate(self, task_id: str, part: int | None = None) -> None:
         """Work on a part of a recalculation for a turn, or begin it."""

@@ -58,19 +58,18 @@ class Task(BaseModel):
 
 
 class Assignment(NamedTuple):
-    """What a worker does in a turn at a part: the rows of the scopes with after < key <= until. `attempts` counts the
-    turns, this one included, that have not brought it further, `error` is the last of theirs; `repeat_rows` how many
-    rows the last one may have left uncached, `most_change` that most of what the task has looked at so far did
-    change."""
+    """What a worker does in a turn at a part: the rows of the scopes with after < key <= until. Up to `stored`, sheets
+    may be stored that nobody cached. `attempts` counts the turns, this one included, that have not brought it further,
+    `error` is the last of theirs; `most_change` says that most of what the task has looked at so far did change."""
 
     cause: str
     scopes: list[RowScope]
     signal: SignalChange | None
     after: RowKey
+    stored: RowKey
     until: RowKey
     attempts: int
     error: str | None
-    repeat_rows: int
     most_change: bool
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from app.domain.api_key import ApiKey, Consumer
 from app.domain.columns import Column, RowKey, Rules, Table
@@ -136,9 +136,10 @@ class Tasks(Protocol):
 
 
 class Parts(Protocol):
-    def begin_turn(self, task_id: str, part: int, token: int, batch_rows: int) -> Assignment | None: ...
+    def begin_turn(self, task_id: str, part: int, token: int) -> Assignment | None: ...
     def hold(self, task_id: str, part: int, token: int) -> bool: ...
     def advance(self, task_id: str, part: int, batch: Batch) -> None: ...
+    def note_stored(self, task_id: str, part: int, last: RowKey) -> None: ...
     def rest(self, task_id: str, part: int) -> None: ...
     def excuse(self, task_id: str, part: int, token: int) -> None: ...
     def note_error(self, task_id: str, part: int, error: str) -> None: ...
@@ -287,12 +288,6 @@ class Held(Protocol):
 
     def check(self) -> None: ...
     def stopping(self) -> bool: ...
-
-
-class HeldInbox(Held, Protocol):
-    """A lock that may have come with the first batch of its inbox: `begun` has that until somebody takes it out."""
-
-    begun: list[Any]
 
 
 class Turn(Enum):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.domain.columns import Table
+from app.domain.columns import RowKey, Table
 from app.domain.sheet import EncodedSheet
 from app.domain.task import Assignment, Batch, TaskState, slices, task_scope
 from app.errors import PricingError, Unavailable
@@ -126,9 +126,9 @@ def hint_abandoned(store: Store, locks: Locks, queue: TaskQueue) -> None:
 class _PartTurn:
     """One turn at one part.
 
-    A batch is noted as done in the transaction of the next one, when it is in the cache too. So a turn that follows
-    one that did not end orderly repeats its last batch, and writes all of it to the cache: what that one stored, but
-    perhaps did not cache, is then not a change any more.
+    How far sheets are stored is noted with them; that a batch is done, in the transaction of the next one, when it is
+    in the cache too. Where turns end in between, those that follow look at these rows again, and write all of them to
+    the cache: what was stored, but perhaps not cached, is then not a change any more.
     """
 
     def __init__(self, service: Recalculation, task_id: str, part: int, held: Held) -> None:
@@ -139,7 +139,7 @@ class _PartTurn:
     def run(self) -> list[Hint]:
         """What is to be hinted next. Raises what the work raises, once it is noted."""
         with self._store.transaction() as tx:
-            turn = tx.parts.begin_turn(self._task_id, self._part, self._token, self._service.batch_rows)
+            turn = tx.parts.begin_turn(self._task_id, self._part, self._token)
             if turn is None:
                 return []
             self._attempts = turn.attempts
@@ -174,10 +174,14 @@ class _PartTurn:
                 keys, new, last = self._reprice(tx, turn, cached)
                 if not len(keys):
                     return self._end(tx, TaskState.SUCCEEDED)
-                repeated = tx.prices.current(keys) if turn.repeat_rows and cached is None else new
+                end: RowKey = keys[-1].item()
+                if end > turn.stored:
+                    tx.parts.note_stored(self._task_id, self._part, end)
+                seen_before = (cached.last if cached else turn.after) < turn.stored
+                to_cache = tx.prices.current(keys) if seen_before else new
             self._attempts = 1 if cached else self._attempts
-            self._service.cache.put(repeated)
-            cached = Batch(len(keys), len(new), keys[-1].item(), ended=last)
+            self._service.cache.put(to_cache)
+            cached = Batch(len(keys), len(new), end, ended=last)
             self._service.on_batch(cached.done, cached.changed)
 
     def _reprice(
@@ -188,8 +192,6 @@ class _PartTurn:
         after = turn.after if before is None else before.last
         all_held = most_change or turn.signal is not None
         limit = self._service.held_rows if all_held else self._service.batch_rows
-        if before is None and turn.repeat_rows:
-            limit = turn.repeat_rows  # as far as any batch of before, whatever is expected of the rows by now
         if turn.signal is None:
             keys, new = reprice_between(tx, after, turn.until, limit, turn.scopes, turn.cause, most_change=most_change)
         else:

@@ -26,7 +26,7 @@ class Closed(NamedTuple):
 
     per_s: float
     cpu_us: float
-    failed: int = 0
+    failed: int
 
 
 def need_generators() -> None:

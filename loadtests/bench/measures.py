@@ -71,7 +71,9 @@ class Bench:
         runs: list[Closed] = []
         while len(runs) < 3 or ((runs[-1].failed or runs[-1].cpu_us < 0.9 * runs[-2].cpu_us) and len(runs) < 40):
             runs.append(load.closed(server, BATCH, self.warming, self.warm_s, connections=4, may_fail=True))
-            self.say(f"{server.name} is warmed: {figure(runs[-1].cpu_us)} µs CPU, {runs[-1].failed:,} refused")
+            self.say(f"{server.name} is warmed: {figure(runs[-1].cpu_us)} µs CPU, {runs[-1].failed:,} failed")
+        if runs[-1].failed:
+            sys.exit(f"{server.name} still fails requests after {len(runs)} rounds of {self.warm_s:g} s")
 
     @contextmanager
     def beside(self, application: str, config: str = PEERS, **env: str) -> Iterator[Server]:

@@ -83,7 +83,7 @@ class Service:
 
     def receive(self, *events: Event | bytes, scope: str = "a") -> list[str]:
         stream_ids = self.read(*events)
-        self.inboxes.put({scope: stream_ids})
+        self.inboxes.put({scope: stream_ids}, "hint")
         return stream_ids
 
     def turn(self, before: Callable[[Held], object] = lambda held: None) -> list[Delivered]:
@@ -229,11 +229,11 @@ def test_a_refusal_is_not_final_while_something_older_is_pending_elsewhere(servi
     service.turn()
     (older,) = service.read(removal("removal", "old"))
     if scope is not None:
-        service.inboxes.put({scope: [older]})
+        service.inboxes.put({scope: [older]}, "hint")
     service.receive(policy("second", "new"))
     delivered, *_ = service.turn()
     assert (delivered.letters, delivered.failed) == ([], 1)
-    service.inboxes.put({"a": [older]})
+    service.inboxes.put({"a": [older]}, "hint")
     service.turns()
     assert service.letters() == []
     assert service.processed() == {"first", "removal", "second"}
@@ -247,7 +247,7 @@ def test_a_refusal_is_final_once_nothing_older_is_pending(service: Service) -> N
         service.fall_due()
         service.turn()
     assert service.letters() == [], "however often it is tried"
-    service.inboxes.put({"a": [older]})
+    service.inboxes.put({"a": [older]}, "hint")
     service.turns()
     (letter,) = service.letters()
     assert letter["event_id"] == "second"

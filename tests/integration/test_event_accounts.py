@@ -26,6 +26,7 @@ class Holder:
         self.token = token
 
     def check(self) -> None: ...
+    def take_begun(self) -> None: ...
 
 
 class Books:
@@ -48,7 +49,7 @@ class Books:
             self.client.xadd("s", {"event": str(next(self.numbers))})
 
     def read(self, events: int = 10) -> None:
-        self.inboxes.put({"a": [entry.stream_id for entry in self.log.read("me", events)]})
+        self.inboxes.put({"a": [entry.stream_id for entry in self.log.read("me", events)]}, "hint")
 
     def work(self, fate: Fate, events: int = 10) -> None:
         batch = self.inboxes.take(self.holder, events)

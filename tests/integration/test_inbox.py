@@ -3,8 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,12 +11,12 @@ import redis
 
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
-from app.adapters.inbox import Filled, Inboxes
+from app.adapters.inbox import Filled, HeldInbox, Inboxes
 from app.adapters.locks import HINT_LIFE_S, Locks, fence_key
 from app.adapters.redis_clients import make_redis
 from app.domain.positions import position
 from app.errors import LockLost
-from app.services.ports import DIED, Failure, Fate, HeldInbox, Letter, Turn, Waiting
+from app.services.ports import DIED, Failure, Fate, Letter, Turn, Waiting
 from tests.support.lossy import LossyClient
 from tests.support.proxy import proxy_to
 
@@ -29,9 +28,9 @@ ONCE = Failure(1, "first", 1000, "last", 2000)
 class Holder:
     scope: str
     token: int
-    begun: list[Any] = field(default_factory=list)
 
     def check(self) -> None: ...
+    def take_begun(self) -> None: ...
 
 
 Hold = Callable[..., Holder]
@@ -69,7 +68,7 @@ def arrive(inboxes: Inboxes, read: Arrive) -> Arrive:
 
     def put(count: int, scope: str = "a") -> list[str]:
         ids = read(count)
-        inboxes.put({scope: ids})
+        inboxes.put({scope: ids}, "hint")
         return ids
 
     return put
@@ -107,8 +106,8 @@ def test_entries_are_taken_in_the_order_of_the_stream_however_they_came(
     inboxes: Inboxes, read: Arrive, hold: Hold
 ) -> None:
     first, second, third, fourth = read(4)
-    inboxes.put({"a": [third, second]})
-    inboxes.put({"a": [first, fourth], "b": []})
+    inboxes.put({"a": [third, second]}, "hint")
+    inboxes.put({"a": [first, fourth], "b": []}, "hint")
     holder = hold()
     batch = inboxes.take(holder, 3)
     assert ids(batch) == [first, second, third]
@@ -122,7 +121,7 @@ def test_entries_of_one_millisecond_are_in_order(inboxes: Inboxes, valkey: redis
     log.ensure_group()
     added = [valkey.xadd("s", {"event": "x"}, id=f"1700000000000-{n}").decode() for n in (0, 1, 2, 10, 11, 4000)]
     log.read("listener", 10)
-    inboxes.put({"a": added[::-1]})
+    inboxes.put({"a": added[::-1]}, "hint")
     assert ids(inboxes.take(hold(), 10)) == added
 
 
@@ -146,7 +145,7 @@ def test_putting_in_again_changes_nothing(inboxes: Inboxes, arrive: Arrive, hold
     batch = inboxes.take(holder, 2)
     inboxes.fail(holder, each(batch[:1]))
     inboxes.settle(holder, applied([done]), [])
-    assert inboxes.put({"a": [suspect, done, fresh, fresh]})["a"].waiting == 1
+    assert inboxes.put({"a": [suspect, done, fresh, fresh]}, "hint")["a"].waiting == 1
     assert ids(inboxes.take(holder, 10)) == [fresh], "the suspect's time has not come, and the other is acknowledged"
     assert valkey.zcard("suspects:a") == 1
 
@@ -459,7 +458,7 @@ def lossy(valkey_url: str, inboxes: Inboxes, hold: Hold) -> Iterator[LossyClient
     inboxes.fail(holder, [])
     inboxes.settle(holder, {}, [])
     inboxes.put_back(holder)
-    inboxes.put({"x": []})
+    inboxes.put({"x": []}, "hint")
     lossy = LossyClient(valkey_url)
     yield lossy
     lossy.client.close()
@@ -472,7 +471,7 @@ def test_an_answer_that_was_lost_does_no_harm(
     inboxes = Inboxes(lossy.client, NAMES)
     failed, done, dead = arrived = read(3)
     with lossy.losing():
-        assert inboxes.put({"a": arrived}) == {"a": Filled(3, wants_task=True)}, "the hint is its own"
+        assert inboxes.put({"a": arrived}, "hint") == {"a": Filled(3, wants_task=True)}, "the hint is its own"
     holder = hold()
     with lossy.losing():
         assert ids(inboxes.take(holder, 3)) == arrived
@@ -514,16 +513,16 @@ def test_a_lock_comes_with_the_first_batch_also_where_the_answer_was_lost(
 
 
 def test_whoever_finds_the_lock_held_takes_nothing(inboxes: Inboxes, arrive: Arrive, valkey: redis.Redis) -> None:
-    arrive(1)
+    arrived = arrive(1)
     locks = Locks(valkey, ttl_s=30)
 
     def work(held: HeldInbox) -> bool:
-        if not held.begun:
+        if not inboxes.take(held, 1):
             return False
-        assert len(inboxes.take(held, 1)) == 1
         before = valkey.get("trying:a")
         assert locks.in_rounds("a", lambda held: False, 10, inboxes.taking("a", 1)) is Turn.LEFT_TO_HOLDER
         assert valkey.get("trying:a") == before
+        inboxes.settle(held, applied(arrived), [])
         return False
 
     assert locks.in_rounds("a", work, 10, inboxes.taking("a", 1)) is Turn.DONE
@@ -532,11 +531,13 @@ def test_whoever_finds_the_lock_held_takes_nothing(inboxes: Inboxes, arrive: Arr
 
 def test_an_inbox_wants_one_task_until_that_has_come(inboxes: Inboxes, read: Arrive, valkey: redis.Redis) -> None:
     first, second, third = read(3)
-    assert inboxes.put({"a": [first], "b": []}) == {"a": Filled(1, True), "b": Filled(0, True)}
-    assert inboxes.put({"a": [second]}) == {"a": Filled(2, False)}
+    both = {"a": [first], "b": []}
+    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(0, True)}
+    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(0, True)}, "it was perhaps not queued"
+    assert inboxes.put({"a": [second]}, "2") == {"a": Filled(2, False)}
     assert 0 < valkey.pttl("hint:a") <= HINT_LIFE_S * 1000
     Locks(valkey, ttl_s=30).in_rounds("a", lambda held: False, 10)
-    assert inboxes.put({"a": [third]}) == {"a": Filled(3, True)}
+    assert inboxes.put({"a": [third]}, "3") == {"a": Filled(3, True)}
 
 
 def test_a_batch_is_put_back_when_redis_is_back(valkey_url: str, arrive: Arrive, hold: Hold) -> None:

@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 import redis
 
+from app.adapters import inbox
 from app.adapters.breakers import APPLYING
 from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
+from app.adapters.task_queue import TaskQueue, make_celery
 from app.bootstrap import Resources
 from app.domain.events import Event, EventType
 from app.errors import Unavailable
 from app.settings import Settings
 from listener.loop import SAMPLE, Loop
+from listener.scopes import scope_of
 from tests.support.lossy import LossyClient
 from tests.support.resources import opened
 from tests.support.waiting import eventually
@@ -114,6 +117,43 @@ def test_what_is_read_unheard_while_it_runs_is_in_an_inbox(
         read = publish(resources, "read")
         eventually(lambda: waiting(valkey) == {read})
         assert not log.deaf
+    finally:
+        stopping.set()
+        ring.set()
+        loop.join()
+
+
+class Shaky(TaskQueue):
+    """Is away once the first task is queued, for once."""
+
+    sent, away = 0, True
+
+    def send_hinted(self, scope: str) -> None:
+        if self.sent and self.away:
+            self.away = False
+            raise Unavailable("the task queue is not available", upstream="broker")
+        super().send_hinted(scope)
+        self.sent += 1
+
+
+def test_tasks_that_could_not_be_queued_are_queued_as_soon_as_that_can_be_done(
+    resources: Resources, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their inboxes have a hint by then, which keeps others from queueing them as long as it lives."""
+    monkeypatch.setattr(inbox, "HINT_LIFE_S", 3600)
+    events = [
+        Event(id=f"P-{n}", type=EventType.LIST_PRICE_CHANGED, subject=f"P-{n}", location="NY", data={"amount": 1})
+        for n in range(40)
+    ]
+    for event in events:
+        resources.publisher.publish(event)
+    queue = Shaky(make_celery(resources.settings.events_url.get_secret_value()), valkey, resources.locks)
+    stopping, ring = threading.Event(), threading.Event()
+    loop = threading.Thread(target=Loop(replace(resources, queue=queue), "me", ring, stopping).run)
+    loop.start()
+    try:
+        eventually(lambda: queue.sent >= len({scope_of(event) for event in events}))
+        assert not queue.away
     finally:
         stopping.set()
         ring.set()
