@@ -16,7 +16,7 @@ Source = Literal["cache", "database", "stale", "simulation"]
 Number: TypeAlias = msgspec.Raw
 Instant: TypeAlias = msgspec.Raw
 """As it is sent: a JSON number with all its decimals, such as 12.90, or a time. Few of them are in many prices, and to
-find one that is ready costs a third of what it costs to make it."""
+find one that is ready costs a fifth of what it costs to make it."""
 
 MAX_QUANTITY = 1_000_000
 

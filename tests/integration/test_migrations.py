@@ -94,3 +94,31 @@ def test_the_way_back_keeps_tasks_but_not_those_that_set_signals(old_url: str, v
         ("running", "queued", 0), ("succeeded", "succeeded", 6),
     ]  # fmt: skip
     migrate(old_url)
+
+
+def test_what_was_stored_and_not_cached_is_cached_after_either_way(old_url: str, valkey: redis.Redis) -> None:
+    """How far a turn got that failed was not noted before 0006."""
+    migrate(old_url)
+    store = Store(make_engine(old_url))
+    jobs = Jobs(store, valkey, old_url)
+    jobs.create("t")
+    jobs.recalculate("t")
+    jobs.act()
+
+    def fail() -> None:
+        raise RuntimeError("no cache")
+
+    jobs.cache.before = fail
+    with pytest.raises(RuntimeError):
+        jobs.act()
+    jobs.cache.before = lambda: None
+    assert jobs.versions() == [1, 1], "a batch of two is stored"
+    store.close()
+    alembic.command.downgrade(migration_config(old_url), "0005")
+    assert jobs.sql("SELECT part, orderly FROM task_parts WHERE task_id = 't' ORDER BY part") == [(0, False), (1, True)]
+    migrate(old_url)
+    jobs.recalculate("t", 0)
+    jobs.act_on_all()
+    assert jobs.task("t").state is TaskState.SUCCEEDED
+    assert sorted(name for name, _ in jobs.cache.names()) == [f"P-{n}" for n in range(1, 7)]
+    store.close()
