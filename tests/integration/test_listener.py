@@ -24,7 +24,7 @@ from tests.support.resources import opened
 from tests.support.waiting import eventually
 
 NAMES = Names("events", "market_events", "repricing", "events:dead")
-Listening = Callable[[], AbstractContextManager[None]]
+Listening = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -45,10 +45,12 @@ def resources(database_url: str, valkey_url: str, lossy: LossyClient) -> Iterato
 
 @pytest.fixture
 def listening(resources: Resources) -> Listening:
+    """A listener runs in this block, with some of the resources changed."""
+
     @contextmanager
-    def run() -> Iterator[None]:
+    def run(**changed: object) -> Iterator[None]:
         stopping, ring = threading.Event(), threading.Event()
-        loop = threading.Thread(target=Loop(resources, "me", ring, stopping).run)
+        loop = threading.Thread(target=Loop(replace(resources, **changed), "me", ring, stopping).run)
         loop.start()
         try:
             yield
@@ -106,21 +108,14 @@ class Deaf(EventLog):
 
 
 def test_what_is_read_unheard_while_it_runs_is_in_an_inbox(
-    database_url: str, resources: Resources, valkey: redis.Redis
+    resources: Resources, listening: Listening, valkey: redis.Redis
 ) -> None:
     log = Deaf(valkey, NAMES)
-    stopping, ring = threading.Event(), threading.Event()
-    loop = threading.Thread(target=Loop(replace(resources, log=log), "me", ring, stopping).run)
-    loop.start()
-    try:
+    with listening(log=log):
         eventually(lambda: log.reads > 2)  # by then it is sure of what it has read
         read = publish(resources, "read")
         eventually(lambda: waiting(valkey) == {read})
-        assert not log.deaf
-    finally:
-        stopping.set()
-        ring.set()
-        loop.join()
+    assert not log.deaf
 
 
 class Shaky(TaskQueue):
@@ -137,7 +132,7 @@ class Shaky(TaskQueue):
 
 
 def test_tasks_that_could_not_be_queued_are_queued_as_soon_as_that_can_be_done(
-    resources: Resources, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    resources: Resources, listening: Listening, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their inboxes have a hint by then, which keeps others from queueing them as long as it lives."""
     monkeypatch.setattr(inbox, "HINT_LIFE_S", 3600)
@@ -148,16 +143,9 @@ def test_tasks_that_could_not_be_queued_are_queued_as_soon_as_that_can_be_done(
     for event in events:
         resources.publisher.publish(event)
     queue = Shaky(make_celery(resources.settings.events_url.get_secret_value()), valkey, resources.locks)
-    stopping, ring = threading.Event(), threading.Event()
-    loop = threading.Thread(target=Loop(replace(resources, queue=queue), "me", ring, stopping).run)
-    loop.start()
-    try:
+    with listening(queue=queue):
         eventually(lambda: queue.sent >= len({scope_of(event) for event in events}))
-        assert not queue.away
-    finally:
-        stopping.set()
-        ring.set()
-        loop.join()
+    assert not queue.away
 
 
 def test_whichever_answer_is_lost_every_event_gets_into_its_inbox(
