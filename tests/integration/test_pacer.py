@@ -79,12 +79,13 @@ def paced(server: Asked, folder: Path, questions: bytes, rate: int = 200) -> "su
 
 
 def test_requests_leave_when_they_are_due(server: Asked, tmp_path: Path) -> None:
+    began = time.monotonic()
     done = paced(server, tmp_path, b"a price\nanother\n", rate=100)
     seen = json.loads(done.stdout)
     assert (seen["requests"], seen["errors"]) == (100, 0)
-    first = server.asked_at[0]
-    due = [nth / 100 for nth in range(100)]  # a slow machine may be late, but nothing is early
-    assert all(at - first > when - 0.05 for at, when in zip(sorted(server.asked_at), due, strict=True))
+    # A slow machine may be late with any of them, the first too, but none leaves before its time.
+    due = [began + nth / 100 for nth in range(100)]
+    assert all(at >= when for at, when in zip(sorted(server.asked_at), due, strict=True))
 
 
 def test_what_has_to_wait_has_waited_from_when_it_was_due(server: Asked, tmp_path: Path) -> None:
