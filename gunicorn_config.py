@@ -8,8 +8,9 @@ import pathlib
 import signal
 import sys
 
-# structlog loads it for tracebacks in colour wherever it is installed: 4 MB that nothing here needs.
-sys.modules["rich"] = None
+# Loaded by structlog, FastAPI and OpenTelemetry wherever they are installed: 6 MB that nothing here needs.
+for optional in ("rich", "pydantic.v1", "psutil"):
+    sys.modules[optional] = None
 
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
