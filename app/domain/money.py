@@ -15,6 +15,9 @@ from app.errors import InvalidInput
 SCALE = 10_000
 """Scaled units in one minor unit, and basis points in one."""
 
+MOST_DECIMALS = 4
+"""Of a currency of ISO 4217."""
+
 MAX_AMOUNT = 10**10
 """Largest amount accepted, in minor units."""
 

@@ -1,14 +1,14 @@
 """A quote: one sheet in one context. A few integer operations, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import partial
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from app.domain.columns import MEMBER, Segment
-from app.domain.money import SCALE, unscale
+from app.domain.money import MOST_DECIMALS, SCALE, unscale
 from app.domain.sheet import Change, PriceSheet, Tier
 
 Source = Literal["cache", "database", "stale", "simulation"]
@@ -22,6 +22,9 @@ MAX_QUANTITY = 1_000_000
 
 MAX_ITEMS = 1000
 """In one batch of requests."""
+
+MOST_WRITTEN = 16384
+"""Texts of a kind that are kept, in 3 MB: the 75,000 most wanted rows of a grocer have 10,000 amounts."""
 
 
 class Adjustment(msgspec.Struct, frozen=True, gc=False):
@@ -76,13 +79,13 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         paid, changes, rejected = tier.final, sheet.changes + prices.changes, sheet.rejected + prices.rejected
         if not prices.promoted == tier.before_floor == paid:
             changes += _of_quantity_and_floor(sheet, prices.promoted, tier)
-    decimals = sheet.decimals
-    listed = base = final = amount(sheet.list_price, decimals)
+    amounts = _AMOUNTS[sheet.decimals]
+    listed = base = final = amounts[sheet.list_price]
     rate = NO_DISCOUNT
     if sheet.base_price != sheet.list_price:
-        base = final = amount(sheet.base_price, decimals)
+        base = final = amounts[sheet.base_price]
     if paid != sheet.base_price:
-        final, rate = amount(paid, decimals), discount_rate(sheet.base_price, paid)
+        final, rate = amounts[paid], discount_rate(sheet.base_price, paid)
     return Quote(  # by position, which is quicker
         product_id,
         location,
@@ -93,14 +96,14 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         base,
         rate,
         final,
-        final if quantity == 1 else amount(paid * quantity, decimals),
+        final if quantity == 1 else amounts[paid * quantity],
         "line" if sheet.line_rounding else "unit",
-        _adjustments(sheet.list_price, changes, decimals) if changes else (),
+        _adjustments(sheet.list_price, changes, amounts) if changes else (),
         [RejectedRule(r.rule, r.name, r.reason) for r in rejected] if rejected else (),
         source,
         sheet.version,
-        instant(sheet.computed_at),
-        None if sheet.valid_until is None else instant(sheet.valid_until),
+        _INSTANTS[sheet.computed_at],
+        None if sheet.valid_until is None else _INSTANTS[sheet.valid_until],
     )
 
 
@@ -108,21 +111,38 @@ def _tier(tiers: tuple[Tier, ...], quantity: int) -> Tier:
     return next(tier for tier in reversed(tiers) if tier.min_quantity <= quantity)
 
 
-@lru_cache(4096)  # few prices are many rows': four of five are found
 def amount(scaled: int, decimals: int) -> Number:
     """A scaled amount rounded to whole minor units, with exactly the currency's decimals."""
-    return _number(unscale(scaled), decimals)
+    return _AMOUNTS[decimals][scaled]
 
 
 def discount_rate(scaled_base: int, scaled_final: int) -> Number:
     """The share of the base price that promotions, tiers and floor took off, with four decimals."""
     base, final = unscale(scaled_base), unscale(scaled_final)
-    return _rate(((base - final) * 2 * SCALE + base) // (2 * base) if base else 0)
+    return _RATES[((base - final) * 2 * SCALE + base) // (2 * base) if base else 0]
 
 
-@lru_cache(4096)
-def _rate(value: int) -> Number:
-    return _number(value, 4)
+def instant(ms: int) -> Instant:
+    """From ms since 1970, UTC."""
+    return _INSTANTS[ms]
+
+
+class _Written(dict[int, msgspec.Raw]):
+    """Texts by what they say. Each is made when it is first asked for; all are forgotten when there are `MOST_WRITTEN`,
+    since to look for those that nobody wants costs more than to make the others again."""
+
+    def __init__(self, write: Callable[[int], msgspec.Raw]) -> None:
+        self._write = write
+
+    def __missing__(self, value: int) -> msgspec.Raw:
+        if len(self) >= MOST_WRITTEN:
+            self.clear()
+        text = self[value] = self._write(value)
+        return text
+
+
+def _scaled(decimals: int, value: int) -> Number:
+    return _number(unscale(value), decimals)
 
 
 def _number(value: int, decimals: int) -> Number:
@@ -135,16 +155,16 @@ def _number(value: int, decimals: int) -> Number:
     return Number(f"{digits[:-decimals]}.{digits[-decimals:]}")
 
 
-NO_DISCOUNT = _number(0, 4)
+def _instant(ms: int) -> Instant:
+    return Instant(msgspec.json.encode(_EPOCH + timedelta(milliseconds=ms)))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AMOUNTS = [_Written(partial(_scaled, decimals)) for decimals in range(MOST_DECIMALS + 1)]
+_RATES = _Written(partial(_number, decimals=4))
+_INSTANTS = _Written(_instant)
 
-
-@lru_cache(4096)  # sheets that were computed together share theirs
-def instant(ms: int) -> Instant:
-    """From ms since 1970, UTC."""
-    return Instant(msgspec.json.encode(_EPOCH + timedelta(milliseconds=ms)))
+NO_DISCOUNT = _RATES[0]
 
 
 def _of_quantity_and_floor(sheet: PriceSheet, promoted: int, tier: Tier) -> tuple[Change, ...]:
@@ -152,7 +172,7 @@ def _of_quantity_and_floor(sheet: PriceSheet, promoted: int, tier: Tier) -> tupl
     return tuple(Change(step, sheet.policy, sheet.policy_name, moved) for step, moved in moves)
 
 
-def _adjustments(list_price: int, changes: Sequence[Change], decimals: int) -> list[Adjustment]:
+def _adjustments(list_price: int, changes: Sequence[Change], amounts: _Written) -> list[Adjustment]:
     """Each step as the difference of two rounded prices, so that the amounts always add up to the price,
     also where fractions of a minor unit are carried to the line."""
     adjustments, price, shown = [], list_price, unscale(list_price)
@@ -160,6 +180,6 @@ def _adjustments(list_price: int, changes: Sequence[Change], decimals: int) -> l
         if change.amount:
             price += change.amount
             before, shown = shown, unscale(price)
-            difference = amount((shown - before) * SCALE, decimals)
-            adjustments.append(Adjustment(change.step, change.rule, change.name, difference, amount(price, decimals)))
+            difference = amounts[(shown - before) * SCALE]
+            adjustments.append(Adjustment(change.step, change.rule, change.name, difference, amounts[price]))
     return adjustments

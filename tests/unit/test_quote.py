@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import iso4217
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 import app.domain.quote as domain
 from app.domain.columns import PolicyKind, Segment
-from app.domain.money import SCALE, currency
-from app.domain.quote import MAX_QUANTITY, Source, amount, discount_rate, instant
+from app.domain.money import MOST_DECIMALS, SCALE, currency
+from app.domain.quote import MAX_QUANTITY, MOST_WRITTEN, Source, amount, discount_rate, instant
 from app.domain.sheet import PriceSheet
 from tests.unit.quotes import SentQuote, number, read
 from tests.unit.strategies import HOUR, NOON, batch, batches, policy, promotion, row
@@ -183,3 +184,14 @@ def test_the_unit_price_of_a_line_is_shown_rounded_and_its_steps_still_add_up() 
     answer = quoted(promotion(1, value=1), promotion(2, value=1), promotion(3, value=1), line_rounding=1)
     assert [str(step.amount) for step in answer.adjustments] == ["0.00", "0.00", "0.00"]
     assert sum(step.amount for step in answer.adjustments) == answer.final_price - answer.list_price
+
+
+def test_texts_are_kept_only_so_long_as_they_are_few() -> None:
+    for cents in range(MOST_WRITTEN * 2 + 1):
+        assert bytes(amount(cents * SCALE, 2)) == f"{cents // 100}.{cents % 100:02}".encode()
+    assert len(domain._AMOUNTS[2]) <= MOST_WRITTEN
+    assert bytes(amount(SCALE, 2)) == b"0.01"
+
+
+def test_every_currency_has_room_for_its_decimals() -> None:
+    assert max(known.exponent or 0 for known in iso4217.Currency) == MOST_DECIMALS
