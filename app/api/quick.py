@@ -104,27 +104,26 @@ class QuickWay:
         return answer._replace(brought=sum(names[name] for name in missing) - from_database, loaded=from_database)
 
     def _price(self, body: bytes, loaded: Collection[Name]) -> QuickAnswer | None:
-        found = self._quote(decode_request(body), now_ms(), "database" if loaded else "cache")
-        return None if found is None else QuickAnswer(encode(found), 1)
+        found = self._quotes([decode_request(body)], loaded)
+        return None if found is None else QuickAnswer(encode(found[0]), 1)
 
     def _batch(self, body: bytes, loaded: Collection[Name]) -> QuickAnswer | None:
-        """All items or none: one that is not at hand sends the batch to the endpoint."""
-        now = now_ms()
-        items = []
-        for request in decode_batch(body).items:
-            found = self._quote(request, now, _source(request, loaded) if loaded else "cache")
-            if found is None:
+        found = self._quotes(decode_batch(body).items, loaded)
+        if found is None:
+            return None
+        return QuickAnswer(encode(_Items([_Item(200, quote, None) for quote in found])), len(found))
+
+    def _quotes(self, requests: Sequence[Request], loaded: Collection[Name]) -> list[Quote] | None:
+        """All of them, or None where one is not at hand: the endpoint has to look."""
+        now, at_hand = now_ms(), self._near.at_hand
+        quotes = []
+        for request in requests:
+            product_id, location = request.product_id, request.user_location
+            segment = MEMBER if request.is_prime_member else EVERYONE
+            # As `place` has it; where a part is no id, there is nothing at such a place.
+            sheet = at_hand(f"{location}/{product_id}", segment, now)
+            if sheet is None:
                 return None
-            items.append(_Item(200, found, None))
-        return QuickAnswer(encode(_Items(items)), len(items))
-
-    def _quote(self, request: Request, now: int, source: Source) -> Quote | None:
-        # As `place` has it; where a part is no id, there is nothing at such a place.
-        product_id, location = request.product_id, request.user_location
-        segment = MEMBER if request.is_prime_member else EVERYONE
-        sheet = self._near.at_hand(f"{location}/{product_id}", segment, now)
-        return None if sheet is None else quote(product_id, location, sheet, segment, request.quantity, source)
-
-
-def _source(request: Request, loaded: Collection[Name]) -> Source:
-    return "database" if (request.product_id, request.user_location) in loaded else "cache"
+            source: Source = "database" if loaded and (product_id, location) in loaded else "cache"
+            quotes.append(quote(product_id, location, sheet, segment, request.quantity, source))
+        return quotes
