@@ -28,9 +28,9 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 class PricingTask(Task):
     """Repeats what may pass: a store that is away, a timeout upstream, a lock that was lost.
 
-    Waits are what the upstream asked for, and full jitter on top: anything up to a bound that doubles from 1 to 30 s.
-    After the last one the listener gives a new hint. Everything else fails at once, and counts against the work's own
-    breaker.
+    Waits are what the upstream asked for, and full jitter on top: anything up to a bound that doubles from 1 to 30 s,
+    far below the broker's visibility timeout. After the last one the listener gives a new hint. Everything else
+    fails at once, and counts against the work's own breaker.
 
     `breakers` are the names of those that have to let the work through; the last one is its own. There are none where
     the work asks a breaker itself. A try in half-open

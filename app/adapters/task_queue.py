@@ -7,7 +7,6 @@ from typing import Any
 import celery
 import kombu.exceptions
 import kombu.transport.redis
-import kombu.transport.virtual
 import redis
 from opentelemetry import propagate, trace
 
@@ -45,20 +44,26 @@ SENT_AT, HINTED_SCOPE = "sent_at", "hinted_scope"
 """Headers of a task: when it was queued, in seconds since 1970, and the scope whose hint it is."""
 
 TIME_LIMIT_S = 300
-"""Whoever works on one task for longer is killed."""
+VISIBILITY_TIMEOUT_S = 900
+"""Celery redelivers what is not acknowledged by then, so every task must end well before."""
 
 
-class _QoS(kombu.transport.virtual.QoS):
-    """What this process has taken is noted here and nowhere else. What it gives back goes into the queue, but not over
-    a connection that is lost: that would end the whole worker with an AttributeError."""
+class _QoS(kombu.transport.redis.QoS):
+    """kombu puts messages that nobody has acknowledged back when a channel closes, and Celery acknowledges on the
+    channel that a message came on. Where the connection is lost, either ends the whole worker with an AttributeError;
+    here such messages are left to come back by themselves, after the visibility timeout."""
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         if self._is_connected():
             super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]
 
+    def ack(self, delivery_tag: str) -> None:
+        if self._is_connected():
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        in_hand = delivery_tag in self._delivered and self._is_connected()
-        super().reject(delivery_tag, requeue and in_hand)  # type: ignore[no-untyped-call]
+        if self._is_connected():
+            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
 
     def _is_connected(self) -> bool:
         connection = self.channel.connection
@@ -66,15 +71,7 @@ class _QoS(kombu.transport.virtual.QoS):
 
 
 class _Channel(kombu.transport.redis.Channel):
-    """Without kombu's note in Redis of what is taken and not acknowledged. The hints of a worker that is killed are
-    given again within seconds; the note would bring them back after a visibility timeout of minutes, when the work is
-    done, run twice what takes longer than that, and be written twice for every event."""
-
-    ack_emulation = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.QoS = _QoS  # type: ignore[assignment]
+    QoS = _QoS
 
 
 class Transport(kombu.transport.redis.Transport):
@@ -105,6 +102,7 @@ def make_celery(broker_url: str) -> celery.Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
