@@ -24,7 +24,7 @@ MAX_ITEMS = 1000
 """In one batch of requests."""
 
 MOST_WRITTEN = 16384
-"""Texts of a kind that are kept, in 3 MB: the 75,000 most wanted rows of a grocer have 10,000 amounts."""
+"""Texts of a kind that are kept, in 3 MB each: the 75,000 most wanted rows of a grocer have 10,000 amounts."""
 
 
 class Adjustment(msgspec.Struct, frozen=True, gc=False):
