@@ -19,6 +19,9 @@ from app.services.slots import UNKNOWN, Name, Slot, place
 _NEVER = -(10**15)
 _CHANCES = 8
 
+_SHORT_LIFE_MS = 10_000
+"""To whom a second matters: cut to whole ones, a life of one could be over as it begins."""
+
 
 class _Kept(msgspec.Struct, array_like=True, gc=False):
     """What is kept of a slot: the sheet without the names, or why there is none, and its times."""
@@ -184,7 +187,9 @@ class NearCache:
             self._take_seat(where)
         elif self._entries[where] is None:
             self._gone -= 1
-        refresh_at = min(refresh_at, slot.fresh_until) // 1000 * 1000  # in whole seconds, which many share
+        refresh_at = min(refresh_at, slot.fresh_until)
+        if refresh_at - slot.checked_at > _SHORT_LIFE_MS:
+            refresh_at = refresh_at // 1000 * 1000  # in whole seconds, which many share
         # A copy is just as large as it has to be; what an encoder makes has room to spare.
         self._entries[where] = Entry(bytes(_packed), _shared(refresh_at), epoch)
 

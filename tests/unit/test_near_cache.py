@@ -84,6 +84,15 @@ def test_what_is_known_is_at_hand_until_it_should_be_refreshed_give_or_take_a_se
     assert at_hand(cache, 0) is None
 
 
+@given(st.integers(0, 10**13), st.integers(2, 5_000))
+def test_what_lives_for_seconds_is_at_hand_for_all_of_them(now: int, life_ms: int) -> None:
+    """Also where no second begins in its life."""
+    cache, _ = near()
+    cache.put(NAME, slot(1, now + life_ms, checked_at=now), now + life_ms - 1, cache.epoch)
+    assert at_hand(cache, now) == at_hand(cache, now + life_ms - 2) == 1
+    assert at_hand(cache, now + life_ms - 1) is None
+
+
 def test_silence_up_to_the_bound_is_trusted_and_not_a_millisecond_more() -> None:
     cache, clock = near()
     keep(cache)
