@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import app.domain.quote as domain
 from app.domain.columns import PolicyKind, Segment
 from app.domain.money import MOST_DECIMALS, SCALE, currency
-from app.domain.quote import MAX_QUANTITY, MOST_WRITTEN, Source, amount, discount_rate, instant
+from app.domain.quote import MAX_QUANTITY, MOST_AMOUNTS, Source, amount, discount_rate, instant
 from app.domain.sheet import PriceSheet
 from tests.unit.quotes import SentQuote, number, read
 from tests.unit.strategies import HOUR, NOON, batch, batches, policy, promotion, row
@@ -187,9 +187,9 @@ def test_the_unit_price_of_a_line_is_shown_rounded_and_its_steps_still_add_up() 
 
 
 def test_texts_are_kept_only_so_long_as_they_are_few() -> None:
-    for cents in range(MOST_WRITTEN * 2 + 1):
+    for cents in range(MOST_AMOUNTS * 2 + 1):
         assert bytes(amount(cents * SCALE, 2)) == f"{cents // 100}.{cents % 100:02}".encode()
-    assert len(domain._AMOUNTS[2]) <= MOST_WRITTEN
+    assert len(domain._AMOUNTS[2]) <= MOST_AMOUNTS
     assert bytes(amount(SCALE, 2)) == b"0.01"
 
 
