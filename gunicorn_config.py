@@ -8,7 +8,8 @@ import pathlib
 import signal
 import sys
 
-# Loaded by structlog, FastAPI and OpenTelemetry wherever they are installed: 6 MB that nothing here needs.
+# Loaded by structlog, FastAPI and OpenTelemetry wherever they are installed: 6 MB that nothing here needs. (What starts
+# processes needs psutil, in `app/local`, and is none of the API's.)
 for optional in ("rich", "pydantic.v1", "psutil"):
     sys.modules[optional] = None
 

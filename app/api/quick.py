@@ -111,7 +111,7 @@ class QuickWay:
         found = self._quotes(decode_batch(body).items, loaded)
         if found is None:
             return None
-        return QuickAnswer(encode(_Items([_Item(200, quote, None) for quote in found])), len(found))
+        return QuickAnswer(encode(_Items([_Item(200, made, None) for made in found])), len(found))
 
     def _quotes(self, requests: Sequence[Request], loaded: Collection[Name]) -> list[Quote] | None:
         """All of them, or None where one is not at hand: the endpoint has to look."""

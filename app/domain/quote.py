@@ -80,7 +80,7 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         paid, changes, rejected = tier.final, sheet.changes + prices.changes, sheet.rejected + prices.rejected
         if not prices.promoted == tier.before_floor == paid:
             changes += _of_quantity_and_floor(sheet, prices.promoted, tier)
-    amounts = _AMOUNTS[sheet.decimals]
+    amounts = AMOUNTS[sheet.decimals]
     listed = base = final = amounts[sheet.list_price]
     rate = NO_DISCOUNT
     if sheet.base_price != sheet.list_price:
@@ -103,8 +103,8 @@ def quote(product_id: str, location: str, sheet: PriceSheet, segment: Segment, q
         [RejectedRule(r.rule, r.name, r.reason) for r in rejected] if rejected else (),
         source,
         sheet.version,
-        _INSTANTS[sheet.computed_at],
-        None if sheet.valid_until is None else _INSTANTS[sheet.valid_until],
+        INSTANTS[sheet.computed_at],
+        None if sheet.valid_until is None else INSTANTS[sheet.valid_until],
     )
 
 
@@ -112,20 +112,10 @@ def _tier(tiers: tuple[Tier, ...], quantity: int) -> Tier:
     return next(tier for tier in reversed(tiers) if tier.min_quantity <= quantity)
 
 
-def amount(scaled: int, decimals: int) -> Number:
-    """A scaled amount rounded to whole minor units, with exactly the currency's decimals."""
-    return _AMOUNTS[decimals][scaled]
-
-
 def discount_rate(scaled_base: int, scaled_final: int) -> Number:
     """The share of the base price that promotions, tiers and floor took off, with four decimals."""
     base, final = unscale(scaled_base), unscale(scaled_final)
     return _RATES[((base - final) * 2 * SCALE + base) // (2 * base) if base else 0]
-
-
-def instant(ms: int) -> Instant:
-    """From ms since 1970, UTC."""
-    return _INSTANTS[ms]
 
 
 class _Written(dict[int, msgspec.Raw]):
@@ -161,10 +151,14 @@ def _instant(ms: int) -> Instant:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_AMOUNTS = [_Written(partial(_scaled, decimals), MOST_AMOUNTS) for decimals in range(MOST_DECIMALS + 1)]
-_RATES = _Written(partial(_number, decimals=4), MOST_OTHERS)
-_INSTANTS = _Written(_instant, MOST_OTHERS)
 
+AMOUNTS = [_Written(partial(_scaled, decimals), MOST_AMOUNTS) for decimals in range(MOST_DECIMALS + 1)]
+"""By the decimals of the currency, which are all written, and by the scaled amount, rounded to whole minor units."""
+
+INSTANTS = _Written(_instant, MOST_OTHERS)
+"""By ms since 1970, UTC."""
+
+_RATES = _Written(partial(_number, decimals=4), MOST_OTHERS)
 NO_DISCOUNT = _RATES[0]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import app.domain.quote as domain
 from app.domain.columns import PolicyKind, Segment
 from app.domain.money import MOST_DECIMALS, SCALE, currency
-from app.domain.quote import MAX_QUANTITY, MOST_AMOUNTS, Source, amount, discount_rate, instant
+from app.domain.quote import AMOUNTS, INSTANTS, MAX_QUANTITY, MOST_AMOUNTS, Source, discount_rate
 from app.domain.sheet import PriceSheet
 from tests.unit.quotes import SentQuote, number, read
 from tests.unit.strategies import HOUR, NOON, batch, batches, policy, promotion, row
@@ -169,14 +169,14 @@ def test_a_discount_rate_has_four_decimals_half_up(base: int, final: int, rate: 
 
 @given(st.integers(-(10**13), 10**13) | st.integers(-2000, 2000), st.sampled_from([0, 2, 3, 4]))
 def test_an_amount_has_all_its_currencys_decimals(minor: int, decimals: int) -> None:
-    assert bytes(amount(minor * SCALE, decimals)).decode() == f"{Decimal(minor).scaleb(-decimals):f}"
+    assert bytes(AMOUNTS[decimals][minor * SCALE]).decode() == f"{Decimal(minor).scaleb(-decimals):f}"
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9998, 12, 31), timezones=st.just(UTC)), st.integers(0, 999))
 def test_an_instant_is_exact_to_the_millisecond(day: datetime, ms: int) -> None:
     moment = day.replace(microsecond=ms * 1_000)
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    made = instant(since.days * 86_400_000 + since.seconds * 1_000 + ms)
+    made = INSTANTS[since.days * 86_400_000 + since.seconds * 1_000 + ms]
     assert msgspec.json.decode(made, type=datetime) == moment
 
 
@@ -188,9 +188,9 @@ def test_the_unit_price_of_a_line_is_shown_rounded_and_its_steps_still_add_up() 
 
 def test_texts_are_kept_only_so_long_as_they_are_few() -> None:
     for cents in range(MOST_AMOUNTS * 2 + 1):
-        assert bytes(amount(cents * SCALE, 2)) == f"{cents // 100}.{cents % 100:02}".encode()
-    assert len(domain._AMOUNTS[2]) <= MOST_AMOUNTS
-    assert bytes(amount(SCALE, 2)) == b"0.01"
+        assert bytes(AMOUNTS[2][cents * SCALE]) == f"{cents // 100}.{cents % 100:02}".encode()
+    assert len(AMOUNTS[2]) <= MOST_AMOUNTS
+    assert bytes(AMOUNTS[2][SCALE]) == b"0.01"
 
 
 def test_every_currency_has_room_for_its_decimals() -> None:
