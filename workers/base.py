@@ -8,18 +8,17 @@ from typing import Any
 import structlog
 from celery import Task
 from celery.exceptions import Reject
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from app import stopping
 from app.adapters.task_queue import HINTED_SCOPE, SENT_AT
 from app.errors import TRANSIENT, Conflict, LockLost, Overloaded, Unavailable
 from app.observability import metrics
-from app.observability.tracing import Attributes, context_of, messaging
+from app.observability.tracing import Attributes, context_of, messaging, span
 from app.services.ports import BreakerState
 from workers.context import resources
 from workers.leaving import last_batch
 
-_tracer = trace.get_tracer(__name__)
 _logger = structlog.get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
@@ -28,9 +27,9 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 class PricingTask(Task):
     """Repeats what may pass: a store that is away, a timeout upstream, a lock that was lost.
 
-    Waits are what the upstream asked for, and full jitter on top: anything up to a bound that doubles from 1 to 30 s,
-    far below the broker's visibility timeout. After the last one the listener gives a new hint. Everything else
-    fails at once, and counts against the work's own breaker.
+    Waits are what the upstream asked for, and full jitter on top: anything up to a bound that doubles from 1 to 30 s.
+    After the last one the listener gives a new hint. Everything else fails at once, and counts against the work's own
+    breaker.
 
     `breakers` are the names of those that have to let the work through; the last one is its own. There are none where
     the work asks a breaker itself. A try in half-open
@@ -59,12 +58,7 @@ class PricingTask(Task):
             "celery.retries": self.request.retries or 0,
             **self._waited(),
         }
-        with _tracer.start_as_current_span(
-            f"process {self.name}",
-            context=context_of(traceparent),
-            kind=trace.SpanKind.CONSUMER,
-            attributes=attributes,
-        ):
+        with span(f"process {self.name}", SpanKind.CONSUMER, attributes, context_of(traceparent)):
             try:
                 state = resources().breakers.let_through(self.breakers)
                 if state is BreakerState.OPEN:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import celery
 import kombu.exceptions
 import kombu.transport.redis
+import kombu.transport.virtual
 import redis
-from opentelemetry import propagate, trace
+from opentelemetry import propagate
+from opentelemetry.trace import SpanKind
 
 from app.adapters.locks import HINT_LIFE_S, Locks
 from app.adapters.redis_clients import unavailable_if_down
@@ -25,7 +28,7 @@ from app.adapters.task_names import (
 )
 from app.domain.task import task_scope
 from app.errors import Unavailable
-from app.observability.tracing import messaging
+from app.observability.tracing import messaging, span
 
 MANY = 100
 """So many tasks in the queue, and nobody is taking them."""
@@ -38,40 +41,57 @@ QUEUES = (EVENTS_QUEUE, JOBS_QUEUE, TELEMETRY_QUEUE)
 _QUEUE_OF = {RECALCULATE: JOBS_QUEUE, WRITE_TELEMETRY: TELEMETRY_QUEUE}
 """Of tasks that do not go where most do."""
 
-_tracer = trace.get_tracer(__name__)
-
 SENT_AT, HINTED_SCOPE = "sent_at", "hinted_scope"
 """Headers of a task: when it was queued, in seconds since 1970, and the scope whose hint it is."""
 
 TIME_LIMIT_S = 300
-VISIBILITY_TIMEOUT_S = 900
-"""Celery redelivers what is not acknowledged by then, so every task must end well before."""
+"""Whoever works on one task for longer is killed."""
 
 
-class _QoS(kombu.transport.redis.QoS):
-    """kombu puts messages that nobody has acknowledged back when a channel closes, and Celery acknowledges on the
-    channel that a message came on. Where the connection is lost, either ends the whole worker with an AttributeError;
-    here such messages are left to come back by themselves, after the visibility timeout."""
+class _QoS(kombu.transport.virtual.QoS):
+    """What this process has taken is noted here and nowhere else. What it gives back goes to the front of the queue.
+    Over a connection that is lost nothing can go: what is left then is let go, for it is hints."""
 
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        if self._is_connected():
-            super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]
-
-    def ack(self, delivery_tag: str) -> None:
-        if self._is_connected():
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+    def restore_unacked(self) -> list[Any]:
+        self._flush()  # type: ignore[no-untyped-call]
+        self._give_back(list(reversed(self._delivered.values())))
+        self._delivered.clear()
+        return []
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if self._is_connected():
-            super().reject(delivery_tag, requeue)  # type: ignore[no-untyped-call]
+        if requeue and delivery_tag in self._delivered:
+            self._give_back([self._delivered[delivery_tag]])
+        self.ack(delivery_tag)  # type: ignore[no-untyped-call]
 
-    def _is_connected(self) -> bool:
-        connection = self.channel.connection
-        return connection is not None and connection.client is not None
+    def _give_back(self, messages: Sequence[Any]) -> None:
+        channel = self.channel
+        if channel.connection is None or channel.connection.client is None:
+            return
+        with suppress(*channel.connection_errors), channel.conn_or_acquire() as client:
+            for message in messages:
+                place = message.delivery_info
+                channel._do_restore_message(message.serializable(), place["exchange"], place["routing_key"], client)
 
 
 class _Channel(kombu.transport.redis.Channel):
-    QoS = _QoS
+    """Without kombu's note in Redis of what is taken and not acknowledged. The hints of a worker that is killed are
+    given again within seconds; the note would bring them back after a visibility timeout of minutes, when the work is
+    done, run twice what takes longer than that, and be written twice for every event."""
+
+    ack_emulation = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.QoS = _QoS  # type: ignore[assignment]
+        self._sender: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """To send with, always the same: kombu makes one for each message, which takes it as long as to send it."""
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+        if self._sender is None or self._sender.connection_pool is not self.pool:
+            self._sender = super()._create_client()  # type: ignore[no-untyped-call]
+        return self._sender
 
 
 class Transport(kombu.transport.redis.Transport):
@@ -102,7 +122,6 @@ def make_celery(broker_url: str) -> celery.Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -158,10 +177,11 @@ class TaskQueue:
     def _send(self, name: str, arguments: Sequence[object], scope: str) -> None:
         queue = _QUEUE_OF.get(name, EVENTS_QUEUE)
         attributes = messaging("celery", "send", "send", queue) | {"celery.task": name}
-        with _tracer.start_as_current_span(f"send {name}", kind=trace.SpanKind.PRODUCER, attributes=attributes):
+        with span(f"send {name}", SpanKind.PRODUCER, attributes):
             headers: dict[str, str] = {SENT_AT: repr(time.time()), HINTED_SCOPE: scope}
             propagate.inject(headers)
             try:
-                self._application.send_task(name, args=arguments, headers=headers)
+                # A queue is there once something is in it: nothing is declared.
+                self._application.send_task(name, args=arguments, headers=headers, declare=[])
             except (kombu.exceptions.OperationalError, ConnectionError) as error:
                 raise Unavailable(f"the task queue is not available: {error}", upstream="broker") from error

@@ -14,7 +14,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-def resources(request: Request) -> ApiResources:
+async def resources(request: Request) -> ApiResources:
+    """A coroutine, though it waits for nothing: FastAPI calls any other in a thread."""
     found: ApiResources = request.app.state.resources
     return found
 

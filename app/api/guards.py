@@ -47,7 +47,7 @@ def anyone() -> Any:
     return params.Depends(_anyone)
 
 
-def _anyone() -> None:
+async def _anyone() -> None:
     """Says that this was thought of."""
 
 

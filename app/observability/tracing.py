@@ -3,13 +3,13 @@
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from random import getrandbits, random
 from typing import Literal
 
 import msgspec
 from opentelemetry import propagate, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -156,34 +156,49 @@ def step(name: str, kind: trace.SpanKind, attributes: Attributes) -> Iterator[No
 
 
 @contextmanager
-def consumer_span(name: str, traceparents: Sequence[str | None], attributes: Attributes) -> Iterator[None]:
+def span(
+    name: str,
+    kind: trace.SpanKind,
+    attributes: Attributes,
+    parent: Context | None = None,
+    links: Sequence[trace.Link] = (),
+) -> Iterator[None]:
+    """A part of the trace of `parent`, or of the current one; without either, of a new one. Of a trace that is not
+    sampled only the context goes on: its ids are all that anybody could use, and a span would take three times as
+    long."""
+    context = trace.get_current_span(parent).get_span_context()
+    if not context.is_valid or context.trace_flags.sampled:
+        with _tracer.start_as_current_span(name, context=parent, kind=kind, attributes=attributes, links=links):
+            yield
+    elif parent is None:
+        yield
+    else:
+        token = attach(parent)
+        try:
+            yield
+        finally:
+            detach(token)
+
+
+def consumer_span(
+    name: str, traceparents: Sequence[str | None], attributes: Attributes
+) -> AbstractContextManager[None]:
     """The processing of messages: a child of the one message's span; of several, a span of the first one's
     trace that links to the others."""
     contexts = [context_of(traceparent) for traceparent in traceparents if traceparent]
     links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in contexts[1:]]
-    with _tracer.start_as_current_span(
-        name,
-        context=contexts[0] if contexts else None,
-        kind=trace.SpanKind.CONSUMER,
-        attributes=attributes,
-        links=links,
-    ):
-        yield
+    return span(name, trace.SpanKind.CONSUMER, attributes, contexts[0] if contexts else None, links)
 
 
-@contextmanager
-def batch_span(name: str, traceparents: Sequence[str | None], attributes: Attributes) -> Iterator[None]:
+def batch_span(name: str, traceparents: Sequence[str | None], attributes: Attributes) -> AbstractContextManager[None]:
     """The processing of a batch: part of the current trace where one of the messages is, else of that of the first
     message that is being recorded, with links to the others."""
     contexts = [context_of(traceparent) for traceparent in traceparents if traceparent]
     spans = [(context, trace.get_current_span(context).get_span_context()) for context in contexts]
     current = trace.get_current_span().get_span_context()
-    own = any(span.trace_id == current.trace_id for _, span in spans)
-    recorded = [(context, span) for context, span in spans if span.trace_flags.sampled]
+    own = any(said.trace_id == current.trace_id for _, said in spans)
+    recorded = [(context, said) for context, said in spans if said.trace_flags.sampled]
     parent = None if own or not recorded else recorded[0][0]
     trace_id = current.trace_id if parent is None else recorded[0][1].trace_id
-    links = [trace.Link(span) for _, span in recorded if span.trace_id != trace_id]
-    with _tracer.start_as_current_span(
-        name, context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
-    ):
-        yield
+    links = [trace.Link(said) for _, said in recorded if said.trace_id != trace_id]
+    return span(name, trace.SpanKind.CONSUMER, attributes, parent, links)

@@ -4,6 +4,7 @@ use."""
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
 from app.adapters.locks import Locks
 from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
-from app.adapters.task_queue import HINTED_SCOPE, VISIBILITY_TIMEOUT_S, make_celery
+from app.adapters.task_queue import HINTED_SCOPE, make_celery
 from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
 from app.services.ports import BreakerState
 from app.settings import Settings
@@ -36,6 +37,8 @@ class Worker:
         self.breakers = Breakers(valkey)
         self.does: Callable[[], object] = lambda: None
         self.runs = 0
+        self._again: dict[str, dict[str, Any]] = {}
+        celery.signals.before_task_publish.connect(self._queued)  # for as long as it lives
 
     def work(self) -> None:
         self.runs += 1
@@ -56,12 +59,12 @@ class Worker:
         celery.signals.task_postrun.disconnect(with_end)
 
     def later(self) -> list[dict[str, Any]]:
-        """The headers of the tasks that wait for their time."""
-        fetched: Any = self._valkey.hvals("unacked")
-        queued: Any = self._valkey.lrange(EVENTS_QUEUE, 0, -1)
-        messages = [json.loads(message)[0] for message in fetched] + [json.loads(message) for message in queued]
-        # One that is being fetched may be in both.
-        return list({m["headers"]["id"]: m["headers"] for m in messages if m["headers"]["eta"]}.values())
+        """The headers of the tasks that are to be tried again, as they were queued last."""
+        return list(self._again.values())
+
+    def _queued(self, headers: dict[str, Any], **_: Any) -> None:
+        if headers["eta"]:
+            self._again[headers["id"]] = headers
 
     def open(self, breaker: str) -> None:
         assert self.breakers.note(breaker, bad=100) is BreakerState.OPEN
@@ -81,8 +84,8 @@ def settings(database_url: str, valkey_url: str) -> Settings:
     return Settings(database_url=database_url, cache_url=valkey_url)
 
 
-@pytest.fixture
-def worker(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+@contextmanager
+def running(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     assert settings.cache_url is not None
     application = make_celery(settings.cache_url.get_secret_value())
     worker = Worker(application, valkey)
@@ -97,6 +100,12 @@ def worker(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("workers.base.resources", lambda: resources)
         with start_worker(application, perform_ping_check=False, shutdown_timeout=30):
             yield worker
+
+
+@pytest.fixture
+def worker(settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    with running(settings, valkey, monkeypatch) as worker:
+        yield worker
 
 
 def seconds_until(eta: str) -> float:
@@ -123,7 +132,7 @@ def test_what_may_pass_is_tried_again_after_what_was_asked_for(worker: Worker, e
 
 
 @pytest.mark.parametrize("retries", [1, 3, 7])
-def test_waits_are_jittered_and_far_below_the_visibility_timeout(worker: Worker, retries: int) -> None:
+def test_waits_are_jittered_and_bounded(worker: Worker, retries: int) -> None:
     worker.fails_with(Unavailable("away", 100))
     bound_s = min(2**retries, LONGEST_WAIT_S)
     for _ in range(6):
@@ -131,7 +140,20 @@ def test_waits_are_jittered_and_far_below_the_visibility_timeout(worker: Worker,
     waits = [seconds_until(again["eta"]) for again in eventually(lambda: len(worker.later()) == 6 and worker.later())]
     assert all(100 - 20 < wait <= 100 + bound_s for wait in waits), waits
     assert len(set(waits)) == 6
-    assert 100 + bound_s < VISIBILITY_TIMEOUT_S
+
+
+def test_what_a_worker_has_in_hand_goes_back_to_the_front_of_the_queue_when_it_leaves(
+    settings: Settings, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(settings, valkey, monkeypatch) as worker:
+        worker.fails_with(Unavailable("away", 100))
+        for _ in range(2):
+            worker.start()
+        eventually(lambda: len(worker.later()) == 2 and not valkey.exists(EVENTS_QUEUE))
+        assert {key.decode() for key in valkey.keys("*unack*")} == set(), "what is in hand is noted in the broker"
+    queued: Any = valkey.lrange(EVENTS_QUEUE, 0, -1)
+    taken_next = [json.loads(message)["headers"]["id"] for message in reversed(queued)]
+    assert taken_next == [again["id"] for again in worker.later()]
 
 
 def test_after_the_last_time_it_is_given_up(worker: Worker) -> None:
@@ -146,12 +168,10 @@ def test_after_the_last_time_it_is_given_up(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), InvalidInput("wrong")], ids=["a bug", "invalid"])
-def test_what_cannot_pass_fails_at_once_and_counts_against_the_work(
-    worker: Worker, valkey: redis.Redis, error: Exception
-) -> None:
+def test_what_cannot_pass_fails_at_once_and_counts_against_the_work(worker: Worker, error: Exception) -> None:
     worker.fails_with(error)
     worker.start()
-    eventually(lambda: not valkey.exists("unacked", EVENTS_QUEUE))
+    assert not worker.later()
     tallies = worker.breakers.tallies()
     assert [tallies[name].bad for name in (POSTGRESQL, CACHE, BOUNDARIES)] == [0, 0, 1]
     assert tallies[BOUNDARIES].state is BreakerState.CLOSED
