@@ -1,4 +1,4 @@
-"""The loop: read → put into inboxes → hint, and the upkeep that goes on beside it.
+"""The loop: receive into inboxes → hint, and the upkeep that goes on beside it.
 
 An entry that was read is in an inbox until a worker acknowledges it. A hint only starts a Celery task, which may be
 lost; inboxes in which something waits and at which nobody is get another. What a listener had read when it died is
@@ -7,7 +7,7 @@ reclaimed by another one.
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import redis
@@ -15,6 +15,7 @@ import structlog
 
 from app.adapters.breakers import APPLYING, CACHE, POSTGRESQL
 from app.adapters.event_log import Entry
+from app.adapters.inbox import Filled
 from app.adapters.task_names import JOBS_QUEUE
 from app.bootstrap import Resources, now_ms
 from app.domain.events import decode_event
@@ -28,7 +29,6 @@ from app.services.retention import forget_old
 from listener import records
 from listener.chore import Chore
 from listener.gauges import measure
-from listener.scopes import CATALOGUE, scope_of
 
 _logger = structlog.get_logger(__name__)
 
@@ -95,8 +95,9 @@ class Loop:
             for entries in self._log.unacknowledged(self._consumer, self._settings.read_count):
                 self._hand_over(entries, "read_again")
         self._unsure = True
-        entries = self._log.read(self._consumer, SAMPLE if self._paused_by else self._settings.read_count)
-        self._hand_over(entries, "read")
+        most = SAMPLE if self._paused_by else self._settings.read_count
+        entries, filled = self._log.receive(self._consumer, most, self._hint)
+        self._send_hints(entries, filled, "read")
         self._unsure, self._hint = False, uuid4().hex
         return entries
 
@@ -105,23 +106,20 @@ class Loop:
         return self._waiting > INBOX_LIMIT or bool(self._paused_by and self._resources.inboxes.fresh())
 
     def _hand_over(self, entries: Sequence[Entry], how: str) -> None:
-        """Into the inboxes of their scopes, and a hint for each of these."""
-        scopes: dict[str, list[Entry]] = defaultdict(list)
-        traceparents: dict[str, list[str | None]] = defaultdict(list)
-        for entry in entries:
-            try:
-                event = decode_event(entry.event)
-            except MalformedEvent:
-                scopes[CATALOGUE].append(entry)  # whoever applies it sets it aside, with the reason
-                continue
-            scope = scope_of(event)
-            scopes[scope].append(entry)
-            traceparents[scope].append(event.traceparent)
-        if not scopes:
+        """Into the inboxes of their scopes, as those that are new are from the beginning."""
+        if entries:
+            ids: dict[str, list[str]] = defaultdict(list)
+            for entry in entries:
+                ids[entry.scope].append(entry.stream_id)
+            self._send_hints(entries, self._resources.inboxes.put(ids, self._hint), how)
+
+    def _send_hints(self, entries: Sequence[Entry], filled: Mapping[str, Filled], how: str) -> None:
+        """A task for each inbox that has been filled and wants one."""
+        if not entries:
             return
-        filled = self._resources.inboxes.put(
-            {scope: [entry.stream_id for entry in group] for scope, group in scopes.items()}, self._hint
-        )
+        scopes: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            scopes[entry.scope].append(entry)
         self._waiting = max(self._waiting, sum(inbox.waiting for inbox in filled.values()))
         for scope, group in scopes.items():
             attributes = messaging("redis", "receive", "receive", self._settings.event_stream) | {
@@ -129,7 +127,7 @@ class Loop:
                 "pricing.scope": scope,
                 "pricing.queue_wait_ms": max(0, now_ms() - min(accepted_at_ms(entry.stream_id) for entry in group)),
             }
-            with consumer_span("receive market_events", traceparents[scope], attributes):
+            with consumer_span("receive market_events", [_traceparent(entry) for entry in group], attributes):
                 if filled[scope].wants_task:
                     self._resources.queue.send_hinted(scope)
                 _logger.info("received", scope=scope, events=len(group), how=how)
@@ -186,3 +184,12 @@ class Loop:
 
     def _trim(self) -> None:
         self._log.trim()
+
+
+def _traceparent(entry: Entry) -> str | None:
+    """What the receiving of an entry continues; of one that is no event, which whoever applies it sets aside with the
+    reason, nothing."""
+    try:
+        return decode_event(entry.event).traceparent
+    except MalformedEvent:
+        return None

@@ -13,6 +13,7 @@ from app.adapters.event_names import Names, seen_key
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.dead_letter import DeadLetter, Replayed, Wait
 from app.domain.events import Event
+from app.domain.scopes import scope_of
 
 # Bodies of both scripts. The index leads from an event's id to its newest letter.
 _REMOVE = """
@@ -38,10 +39,10 @@ end
 return discarded
 """
 
-# KEYS: dead letters, index, bucket, stream, the event's key. ARGV: letter, event, seconds to remember its id, channel,
-# replays per second. The bucket is full when nobody has replayed for a second.
+# KEYS: dead letters, index, bucket, stream, the event's key. ARGV: letter, event, its scope, seconds to remember its
+# id, channel, replays per second. The bucket is full when nobody has replayed for a second.
 _REPLAY = f"""{_REMOVE}
-local letter, event, remember_s, channel, rate = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local letter, event, scope, remember_s, channel, rate = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 if redis.call('EXISTS', KEYS[1]) == 0 or #redis.call('XRANGE', KEYS[1], letter, letter) == 0 then return {{}} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
@@ -53,7 +54,7 @@ redis.call('HSET', KEYS[3], 'tokens', granted and tokens - 1 or tokens, 'at', no
 redis.call('PEXPIRE', KEYS[3], 1000)
 if not granted then return {{math.ceil((1 - tokens) * 1000 / rate)}} end
 remove(letter)
-local place = redis.call('XADD', KEYS[4], '*', 'event', event)
+local place = redis.call('XADD', KEYS[4], '*', 'scope', scope, 'event', event)
 redis.call('SET', KEYS[5], place, 'EX', remember_s)
 redis.call('PUBLISH', channel, event)
 return {{0, place}}
@@ -111,7 +112,14 @@ class DeadLetters:
         with unavailable_if_down():
             answer = self._replay(
                 keys=[self._names.dead_letters, self._index, self._bucket, self._names.stream, seen_key(event.id)],
-                args=[letter.letter_id, envelope, self._remember_s, self._names.channel, self._rate],
+                args=[
+                    letter.letter_id,
+                    envelope,
+                    scope_of(event.type, event.subject),
+                    self._remember_s,
+                    self._names.channel,
+                    self._rate,
+                ],
             )
         match answer:
             case []:

@@ -9,12 +9,18 @@ from typing import NamedTuple
 import redis
 
 from app.adapters.event_names import Names
+from app.adapters.inbox import INBOXES, Filled, inbox_key
+from app.adapters.inbox_scripts import RECEIVE
+from app.adapters.locks import HINT_LIFE_S, hint_key
 from app.adapters.redis_clients import unavailable_if_down
-from app.adapters.stream_group import Lag, StreamGroup
+from app.adapters.stream_group import Lag, StreamGroup, entries_of
+from app.domain.scopes import CATALOGUE, SCOPES
 from app.domain.stream_entry import StreamEntry
 
 LISTENER_KEYS = "listener:"
 BEAT_BELIEVED_S = 15
+
+_SCOPES = {scope.encode(): scope for scope in SCOPES}
 
 # Looking and removing are one step: a consumer that wakes in between would lose what it then reads.
 _FORGET = """
@@ -29,9 +35,11 @@ end
 
 
 class Entry(NamedTuple):
-    """One stream entry. `event` is empty where the entry has no such field."""
+    """One stream entry. `event` is empty where the entry has no such field; its scope is the catalogue's where it says
+    none that there is."""
 
     stream_id: str
+    scope: str
     event: bytes
 
 
@@ -43,6 +51,7 @@ class EventLog:
         self._client, self._names = client, names
         self._group = StreamGroup(client, names.stream, names.group)
         self._forget = client.register_script(_FORGET)
+        self._receive = client.register_script(RECEIVE)
 
     def ensure_group(self) -> None:
         """Create the stream and its group, which starts at the first entry, unless they exist."""
@@ -63,9 +72,26 @@ class EventLog:
         with unavailable_if_down():
             self._forget(keys=[self._names.stream], args=[self._names.group, LISTENER_KEYS])
 
-    def read(self, consumer: str, count: int) -> list[Entry]:
-        """New entries, at most `count`; they are this consumer's until acknowledged. Does not wait."""
-        return _events(self._group.read(consumer, count))
+    def receive(self, consumer: str, count: int, hint: str) -> tuple[list[Entry], dict[str, Filled]]:
+        """New entries, at most `count`, which are in the inboxes of their scopes as `Inboxes.put` leaves them, in the
+        same step; they are this consumer's until acknowledged. Does not wait."""
+        with unavailable_if_down():
+            entries, found = self._receive(
+                keys=[self._names.stream, INBOXES],
+                args=[
+                    self._names.group,
+                    consumer,
+                    count,
+                    hint,
+                    int(HINT_LIFE_S * 1000),
+                    inbox_key(""),
+                    hint_key(""),
+                    *SCOPES,
+                ],
+            )
+        filled = {scope.decode(): Filled(waiting, bool(new)) for scope, new, waiting in found}
+        read = [(stream_id, dict(zip(fields[::2], fields[1::2], strict=True))) for stream_id, fields in entries]
+        return _events(entries_of(read)), filled
 
     def unacknowledged(self, consumer: str, count: int) -> Iterator[list[Entry]]:
         """What this consumer has read before, `count` at a time."""
@@ -95,4 +121,11 @@ class EventLog:
 
 
 def _events(entries: Iterable[StreamEntry]) -> list[Entry]:
-    return [Entry(entry.stream_id, entry.fields.get(b"event", b"")) for entry in entries]
+    return [
+        Entry(
+            entry.stream_id,
+            _SCOPES.get(entry.fields.get(b"scope", b""), CATALOGUE),
+            entry.fields.get(b"event", b""),
+        )
+        for entry in entries
+    ]

@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind
 from app.adapters.event_names import Names, seen_key
 from app.adapters.redis_clients import unavailable_if_down
 from app.domain.events import Event, EventType, encode_event
+from app.domain.scopes import scope_of
 from app.errors import Overloaded
 from app.observability import metrics
 from app.observability.tracing import current_traceparent, messaging, step
@@ -70,13 +71,14 @@ for i = 2, #KEYS do
     if known[next_known] == i - 2 then
         next_known = next_known + 1
     else
-        last = call('XADD', stream, '*', 'event', ARGV[first_event + i - 2])
+        local at = first_event + 2 * (i - 2)
+        last = call('XADD', stream, '*', 'scope', ARGV[at], 'event', ARGV[at + 1])
         first = first or last
         call('SET', KEYS[i], last, 'EX', remember_s)
     end
 end
 if #KEYS == 2 then
-    call('PUBLISH', channel, '{"streamid":"' .. last .. '",' .. string.sub(ARGV[first_event], 2))
+    call('PUBLISH', channel, '{"streamid":"' .. last .. '",' .. string.sub(ARGV[first_event + 1], 2))
 else
     local ring = '{"streamid":"%s","laststreamid":"%s","events":%d}'
     call('PUBLISH', channel, string.format(ring, first, last, #KEYS - 1 - #known))
@@ -86,10 +88,11 @@ return {known, first, last}
 
 
 class Encoded(NamedTuple):
-    """An event on its way in: its envelope as JSON, without a traceparent."""
+    """An event on its way in: what it is about, and its envelope as JSON, without a traceparent."""
 
     event_id: str
     type: EventType
+    subject: str
     envelope: bytes
 
 
@@ -110,7 +113,7 @@ class AsyncPublisher:
                 keys=[self._names.stream, *(seen_key(event.event_id) for event in events)],
                 args=[
                     *_arguments(self._names, self._remember_s, self._max_backlog),
-                    *(_traced(event.envelope, traceparent) for event in events),
+                    *(word for event in events for word in _words(event, traceparent)),
                 ],
             )
         if len(answer) == 1:
@@ -176,8 +179,13 @@ def _single(names: Names, remember_s: int, event: Event, traceparent: str | None
     envelope = encode_event(event.model_copy(update={"traceparent": traceparent or event.traceparent}))
     return {
         "keys": [names.stream, seen_key(event.id)],
-        "args": [*_arguments(names, remember_s, _NO_LIMIT), envelope],
+        "args": [*_arguments(names, remember_s, _NO_LIMIT), scope_of(event.type, event.subject), envelope],
     }
+
+
+def _words(event: Encoded, traceparent: str | None) -> tuple[str, bytes]:
+    """What the stream has of an event: its scope and its envelope."""
+    return scope_of(event.type, event.subject), _traced(event.envelope, traceparent)
 
 
 def _traced(envelope: bytes, traceparent: str | None) -> bytes:

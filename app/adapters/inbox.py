@@ -33,6 +33,10 @@ PUT_BACK_PATIENCE_S = 10.0
 """How long a batch is put back for where Redis is away: what it finds then in hand would look like a death."""
 
 
+INBOXES = "inboxes"
+"""Where the names of all scopes are that ever had something in their inbox."""
+
+
 class Filled(NamedTuple):
     """An inbox into which something was put: how many entries wait in it, and whether a task that takes them has to be
     queued, because no hint was given before."""
@@ -64,10 +68,10 @@ class Inboxes:
         """Put stream ids that are not acknowledged into the inboxes of their scopes, and give each a hint unless one is
         on its way, in one step. Once more with the same `hint`, whose tasks were perhaps not queued, it wants them
         again."""
-        keys: list[str] = ["inboxes", self._names.stream]
+        keys: list[str] = [INBOXES, self._names.stream]
         arguments: list[str | int] = [self._names.group, hint, int(HINT_LIFE_S * 1000)]
         for scope, stream_ids in entries.items():
-            keys += [_inbox(scope), _suspects(scope), hint_key(scope)]
+            keys += [inbox_key(scope), _suspects(scope), hint_key(scope)]
             arguments += [scope, str(len(stream_ids))]
             arguments += (part for stream_id in stream_ids for part in (str(_score(stream_id)), stream_id))
         with unavailable_if_down():
@@ -77,21 +81,21 @@ class Inboxes:
     def fresh(self) -> int:
         """How many entries wait that were not tried yet, or are being tried."""
         with unavailable_if_down():
-            names: Any = self._client.smembers("inboxes")
+            names: Any = self._client.smembers(INBOXES)
             with self._client.pipeline(transaction=False) as pipeline:
                 for name in names:
-                    pipeline.zcard(_inbox(name.decode()))
+                    pipeline.zcard(inbox_key(name.decode()))
                 return sum(pipeline.execute())
 
     def waiting(self) -> dict[str, int]:
         """Scopes in whose inbox something is to be done now, and how much."""
         with unavailable_if_down():
-            names: Any = self._client.smembers("inboxes")
+            names: Any = self._client.smembers(INBOXES)
             scopes = sorted(name.decode() for name in names)
             now = _now_ms(self._client)
             with self._client.pipeline(transaction=False) as pipeline:
                 for scope in scopes:
-                    pipeline.zcard(_inbox(scope))
+                    pipeline.zcard(inbox_key(scope))
                     pipeline.zcount(_suspects(scope), "-inf", now)
                 counts: list[int] = pipeline.execute()
         return {
@@ -180,7 +184,7 @@ class Inboxes:
         self.fail(held, [(_waiting(one, b"", failure), DIED) for one, failure in zip(stream_ids, known, strict=True)])
 
     def _keys(self, scope: str) -> list[str]:
-        inbox = [_inbox(scope), _suspects(scope), _trying(scope)]
+        inbox = [inbox_key(scope), _suspects(scope), _trying(scope)]
         return [fence_key(scope), *inbox, self._failures, self._names.stream]
 
 
@@ -188,7 +192,7 @@ def _take_arguments(limit: int) -> list[str | int]:
     return [limit, json.dumps(TOGETHER)]
 
 
-def _inbox(scope: str) -> str:
+def inbox_key(scope: str) -> str:
     return f"inbox:{scope}"
 
 

@@ -21,6 +21,35 @@ end
 return found
 """
 
+# KEYS: stream, inboxes. ARGV: group, consumer, how many entries at most, a hint's content and its life in ms, how keys
+# of inboxes and hints begin, then all scopes, of which the first is that of entries that say none of them. Reads new
+# entries, which nobody can have settled, into the inboxes of their scopes. Gives them, and of each scope its name,
+# whether the hint is one that this call gives, and how many are in its inbox.
+RECEIVE = """
+local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+if not read then return {{}, {}} end
+local known, entries, of, found = {}, read[1][2], {}, {}
+for i = 8, #ARGV do known[ARGV[i]] = true end
+for _, entry in ipairs(entries) do
+    local scope = ''
+    for i = 1, #entry[2], 2 do
+        if entry[2][i] == 'scope' then scope = entry[2][i + 1] end
+    end
+    if not known[scope] then scope = ARGV[8] end
+    local ms, sequence = string.match(entry[1], '^(%d+)-(%d+)$')
+    local score = string.format('%.0f', ms * 4096 + math.min(sequence, 4095))
+    redis.call('ZADD', ARGV[6] .. scope, score, entry[1])
+    if not of[scope] then
+        of[scope] = true
+        redis.call('SADD', KEYS[2], scope)
+        local hint = redis.call('SET', ARGV[7] .. scope, ARGV[4], 'NX', 'GET', 'PX', ARGV[5])
+        found[#found + 1] = {scope, (not hint or hint == ARGV[4]) and 1 or 0}
+    end
+end
+for _, one in ipairs(found) do one[3] = redis.call('ZCARD', ARGV[6] .. one[1]) end
+return {entries, found}
+"""
+
 # The scripts of holders have the same first keys and arguments. KEYS: fence, inbox, suspects, trying, failures, stream.
 # ARGV: token.
 _HOLDER = """

@@ -138,7 +138,7 @@ class StreamGroup:
         if not answer:
             return []
         streams = answer.values() if isinstance(answer, dict) else (entries for _, entries in answer)
-        return [entry for entries in streams for entry in _entries(entries)]
+        return [entry for entries in streams for entry in entries_of(entries)]
 
     def reclaim(self, consumer: str, idle_s: float, count: int) -> list[StreamEntry]:
         """Entries that nobody has acknowledged for that long, now this consumer's. Goes on where it ended last time,
@@ -153,7 +153,7 @@ class StreamGroup:
                 count=count,
             )
         self._reclaimed_up_to = answer[0]
-        return _entries(answer[1])
+        return entries_of(answer[1])
 
     def settle(self, records: Mapping[str, int]) -> int:
         """Acknowledge entries that were written, by stream id with the number of their records, and count them; how
@@ -256,7 +256,7 @@ class StreamGroup:
             return int(self._trim(keys=[self._stream], args=[]))
 
 
-def _entries(entries: Iterable[Any]) -> list[StreamEntry]:
+def entries_of(entries: Iterable[Any]) -> list[StreamEntry]:
     """Of an entry that was deleted by hand, only its id is left."""
     return [StreamEntry(stream_id.decode(), fields or {}) for stream_id, fields in entries]
 

@@ -99,7 +99,7 @@ async def read_batch(
 def encoded(given: MarketEvent, event_id: str, now: datetime) -> Encoded:
     """An event as it goes into the stream."""
     update = {"id": event_id, "time": given.time or now, "traceparent": None}
-    return Encoded(event_id, given.type, encode_event(given.model_copy(update=update)))
+    return Encoded(event_id, given.type, given.subject, encode_event(given.model_copy(update=update)))
 
 
 def event_id_from(idempotency_key: str | None, given: MarketEvent, index: int | None = None) -> str:

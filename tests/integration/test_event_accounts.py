@@ -13,6 +13,7 @@ from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
 from app.adapters.inbox import Inboxes
 from app.adapters.locks import fence_key
+from app.adapters.stream_group import StreamGroup
 from app.services.ports import Failure, Fate, Letter
 from tests.support.stores import Stores
 
@@ -49,7 +50,14 @@ class Books:
             self.client.xadd("s", {"event": str(next(self.numbers))})
 
     def read(self, events: int = 10) -> None:
-        self.inboxes.put({"a": [entry.stream_id for entry in self.log.read("me", events)]}, "hint")
+        self.inboxes.put(
+            {
+                "a": [
+                    entry.stream_id for entry in StreamGroup(self.client, NAMES.stream, NAMES.group).read("me", events)
+                ]
+            },
+            "hint",
+        )
 
     def work(self, fate: Fate, events: int = 10) -> None:
         batch = self.inboxes.take(self.holder, events)

@@ -47,7 +47,7 @@ def test_a_published_event_is_in_the_stream_and_rings_the_doorbell_with_its_plac
         message = eventually(lambda: subscription.get_message(timeout=1))
     assert new
     assert json.loads(message["data"]) == {"streamid": stream_id, **json.loads(sent.model_dump_json(exclude_none=True))}
-    (entry,) = log.read("me", 10)
+    ((entry,), _) = log.receive("me", 10, "hint")
     assert entry.stream_id == stream_id
     assert decode_event(entry.event) == sent
 
@@ -97,12 +97,12 @@ def test_the_publishers_side_does_the_same_on_the_event_loop(log: EventLog, valk
     assert first[1]
     assert second == (first[0], False)
     assert (known, unknown) == (True, False)
-    assert [entry.stream_id for entry in log.read("me", 10)] == [first[0]]
+    assert [entry.stream_id for entry in log.receive("me", 10, "hint")[0]] == [first[0]]
 
 
 def encoded(event_id: str | None = None) -> Encoded:
     sent = event(event_id)
-    return Encoded(sent.id, sent.type, encode_event(sent))
+    return Encoded(sent.id, sent.type, sent.subject, encode_event(sent))
 
 
 def accept(valkey_url: str, events: list[Encoded], max_backlog: int = 10**9, times: int = 1) -> list[set[int]]:
@@ -178,7 +178,7 @@ def test_a_full_backlog_takes_nothing_new_and_all_that_was_accepted_before(
     assert not valkey.exists("event:new")
     assert accept(valkey_url, [encoded("e-1")], max_backlog=5) == [{0}], "a retry of what was accepted"
     assert publisher.publish(event("from-the-outbox"))[1]
-    log.read("me", 4)
+    log.receive("me", 4, "hint")
     refused(valkey_url, [encoded()], max_backlog=6)
     ids = [stream_id for stream_id, _ in valkey.xrange("s")]
     valkey.xack("s", "g", ids[0])
@@ -188,7 +188,7 @@ def test_a_full_backlog_takes_nothing_new_and_all_that_was_accepted_before(
 def test_the_backlog_is_that_of_the_slowest_group(log: EventLog, valkey: redis.Redis, valkey_url: str) -> None:
     accept(valkey_url, [encoded() for _ in range(4)])
     valkey.xgroup_create("s", "slow", id="0")
-    read = log.read("me", 10)
+    read, _ = log.receive("me", 10, "hint")
     valkey.xack("s", "g", *(entry.stream_id for entry in read))
     refused(valkey_url, [encoded()], max_backlog=4)
     valkey.xgroup_destroy("s", "slow")

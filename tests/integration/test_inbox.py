@@ -14,6 +14,7 @@ from app.adapters.event_names import Names
 from app.adapters.inbox import Filled, HeldInbox, Inboxes
 from app.adapters.locks import HINT_LIFE_S, Locks, fence_key
 from app.adapters.redis_clients import make_redis
+from app.adapters.stream_group import StreamGroup
 from app.domain.positions import position
 from app.errors import LockLost
 from app.services.ports import DIED, Failure, Fate, Letter, Turn, Waiting
@@ -57,7 +58,7 @@ def read(valkey: redis.Redis) -> Arrive:
     def arrive(count: int) -> list[str]:
         for n in range(count):
             valkey.xadd("s", {"event": f"{n}"})
-        return [entry.stream_id for entry in log.read("listener", count)]
+        return [entry.stream_id for entry in StreamGroup(valkey, NAMES.stream, NAMES.group).read("listener", count)]
 
     return arrive
 
@@ -120,7 +121,7 @@ def test_entries_of_one_millisecond_are_in_order(inboxes: Inboxes, valkey: redis
     log = EventLog(valkey, NAMES)
     log.ensure_group()
     added = [valkey.xadd("s", {"event": "x"}, id=f"1700000000000-{n}").decode() for n in (0, 1, 2, 10, 11, 4000)]
-    log.read("listener", 10)
+    StreamGroup(valkey, NAMES.stream, NAMES.group).read("listener", 10)
     inboxes.put({"a": added[::-1]}, "hint")
     assert ids(inboxes.take(hold(), 10)) == added
 

@@ -8,17 +8,19 @@ from dataclasses import replace
 import pytest
 import redis
 
-from app.adapters import inbox
+from app.adapters import event_log, inbox
 from app.adapters.breakers import APPLYING
 from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
+from app.adapters.inbox import Filled
+from app.adapters.task_names import EVENTS_QUEUE
 from app.adapters.task_queue import TaskQueue, make_celery
 from app.bootstrap import Resources
 from app.domain.events import Event, EventType
+from app.domain.scopes import scope_of
 from app.errors import Unavailable
 from app.settings import Settings
 from listener.loop import SAMPLE, Loop
-from listener.scopes import scope_of
 from tests.support.lossy import LossyClient
 from tests.support.resources import opened
 from tests.support.waiting import eventually
@@ -74,9 +76,10 @@ def waiting(valkey: redis.Redis) -> set[str]:
 def test_what_was_read_unheard_before_it_started_is_in_an_inbox(
     resources: Resources, lossy: LossyClient, listening: Listening, valkey: redis.Redis
 ) -> None:
+    resources.log.receive("me", 10, "hint")
     read = publish(resources, "read")
     with lossy.losing(), pytest.raises(Unavailable):
-        resources.log.read("me", 10)
+        resources.log.receive("me", 10, "hint")
     unread = publish(resources, "unread")
     with listening():
         eventually(lambda: waiting(valkey) == {read, unread})
@@ -93,28 +96,48 @@ def test_while_a_breaker_is_open_a_few_are_read_to_be_tried_and_the_rest_stays_i
         eventually(lambda: waiting(valkey) == set(published))
 
 
+@pytest.mark.parametrize("scope", [b"\xff", b"", b"products:99", b"telemetry:postgresql", b"catalogue\n"])
+def test_an_entry_with_a_scope_that_is_none_waits_with_the_catalogue_s(
+    resources: Resources, listening: Listening, valkey: redis.Redis, scope: bytes
+) -> None:
+    """Whoever writes to the stream by hand neither ends a listener nor invents an inbox."""
+    odd = valkey.xadd(NAMES.stream, {"event": "{}", "scope": scope}).decode()
+    with listening():
+        eventually(lambda: waiting(valkey) == {odd})
+        after = publish(resources, "after")
+        eventually(lambda: waiting(valkey) == {odd, after})
+    with listening():  # which reads again what was read before
+        later = publish(resources, "later")
+        eventually(lambda: waiting(valkey) == {odd, after, later})
+    assert valkey.smembers("inboxes") == {b"catalogue"}
+
+
 class Deaf(EventLog):
-    """Reads entries and does not hear of it, the first time."""
+    """Receives entries and does not hear of it, the first time."""
 
-    deaf, reads = True, 0
+    deaf, times = True, 0
 
-    def read(self, consumer: str, count: int) -> list[Entry]:
-        entries = super().read(consumer, count)
-        self.reads += 1
+    def receive(self, consumer: str, count: int, hint: str) -> tuple[list[Entry], dict[str, Filled]]:
+        entries, filled = super().receive(consumer, count, hint)
+        self.times += 1
         if entries and self.deaf:
             self.deaf = False
             raise Unavailable("the answer was lost")
-        return entries
+        return entries, filled
 
 
-def test_what_is_read_unheard_while_it_runs_is_in_an_inbox(
-    resources: Resources, listening: Listening, valkey: redis.Redis
+def test_what_is_received_unheard_while_it_runs_is_in_an_inbox_and_has_its_task(
+    resources: Resources, listening: Listening, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The inbox has a hint by then, which keeps others from queueing the task as long as it lives."""
+    for giver in (inbox, event_log):
+        monkeypatch.setattr(giver, "HINT_LIFE_S", 3600)
     log = Deaf(valkey, NAMES)
     with listening(log=log):
-        eventually(lambda: log.reads > 2)  # by then it is sure of what it has read
+        eventually(lambda: log.times > 2)  # by then it is sure of what it has received
         read = publish(resources, "read")
         eventually(lambda: waiting(valkey) == {read})
+        eventually(lambda: valkey.llen(EVENTS_QUEUE) == 1)
     assert not log.deaf
 
 
@@ -135,7 +158,8 @@ def test_tasks_that_could_not_be_queued_are_queued_as_soon_as_that_can_be_done(
     resources: Resources, listening: Listening, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their inboxes have a hint by then, which keeps others from queueing them as long as it lives."""
-    monkeypatch.setattr(inbox, "HINT_LIFE_S", 3600)
+    for giver in (inbox, event_log):
+        monkeypatch.setattr(giver, "HINT_LIFE_S", 3600)
     events = [
         Event(id=f"P-{n}", type=EventType.LIST_PRICE_CHANGED, subject=f"P-{n}", location="NY", data={"amount": 1})
         for n in range(40)
@@ -144,7 +168,7 @@ def test_tasks_that_could_not_be_queued_are_queued_as_soon_as_that_can_be_done(
         resources.publisher.publish(event)
     queue = Shaky(make_celery(resources.settings.events_url.get_secret_value()), valkey, resources.locks)
     with listening(queue=queue):
-        eventually(lambda: queue.sent >= len({scope_of(event) for event in events}))
+        eventually(lambda: queue.sent >= len({scope_of(event.type, event.subject) for event in events}))
     assert not queue.away
 
 

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.adapters import breakers, record_stream, task_names, task_queue
+from app.domain import scopes
 from app.domain.events import EventType
 from app.local.metric_pages import PAGE, as_markdown, as_text
 from app.observability import metrics
 from app.observability.catalogue import Metric, Open
-from listener import scopes
 from tests.support.metrics import declared, undeclared
 
 ROOT = Path(__file__).parents[2]
