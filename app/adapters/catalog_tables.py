@@ -40,7 +40,7 @@ class CatalogTables:
         return self.ask_subjects(subjects, locations)()
 
     def ask_subjects(self, subjects: Collection[str], locations: Collection[str]) -> Callable[[], Subjects]:
-        """As `subjects`, for a block of `together`: call what it gives when that is over."""
+        """As `subjects`: call what it gives for them, when they are needed."""
         rows = run(
             self._connection,
             "SELECT 'products', product_id, product_key, NULL FROM products WHERE product_id = ANY(%(subjects)s)"

@@ -3,11 +3,13 @@
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import psycopg
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
-# An array in PostgreSQL's binary format (array_send): five int4 (dimensions, whether there are nulls, the
-# element's type, length, lower bound), then per element an int4 length and the value.
+# An array in PostgreSQL's binary format (array_send): three int4 (dimensions, whether there are nulls, the element's
+# type), two for each dimension (length, lower bound), then per element an int4 length and the value.
 _ARRAY_HEADER = np.dtype([(name, ">i4") for name in ("dimensions", "nulls", "element", "length", "lower")])
+_TABLE_HEADER_BYTES = _ARRAY_HEADER.itemsize + 8
 _ARRAY_ELEMENT = np.dtype([("length", ">i4"), ("value", ">i8")])
 
 
@@ -82,6 +85,10 @@ def make_engine(
     def replace_if_ended(connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
         if connection.closed or _has_something_to_read(connection):
             raise sa.exc.InvalidatePoolError
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def wait_for_each(connection: sa.Connection, *_: Any) -> None:
+        alone(connection)
 
     @sa.event.listens_for(engine, "connect")
     def give_way(connection: psycopg.Connection[Any], _record: Any) -> None:
@@ -214,75 +221,133 @@ _AWAY = (
 
 
 def read_columns(connection: sa.Connection, select: str, parameters: Mapping[str, Any], dtype: np.dtype[Any]) -> Table:
-    """The rows of a query whose columns are all int8 and never null, as one array of `dtype`.
+    """The rows of a query whose columns are integers and never null, as one array of `dtype`, whose fields are int64.
 
-    Each column comes as one binary array, so there is no Python object per value, and not even one per row.
+    They come as one binary array, so there is no Python object per value, and not even one per row.
     """
-    (table,) = ask_tables(connection, [(select, dtype)], parameters)()
-    return table
-
-
-def ask_tables(
-    connection: sa.Connection, selects: Sequence[tuple[str, np.dtype[Any]]], parameters: Mapping[str, Any]
-) -> Callable[[], list[Table]]:
-    """As `read_columns`, for several queries in one statement. Call what it gives, after the block where it was asked
-    in one of `together`."""
-    named = [(query, dtype.names or ()) for query, dtype in selects]
-    answer = _ask_aggregates(connection, "array_send(array_agg({}))", named, parameters)
-    return lambda: [_table(arrays, dtype) for arrays, (_, dtype) in zip(answer(), selects, strict=True)]
-
-
-def _table(arrays: Sequence[bytes | None], dtype: np.dtype[Any]) -> Table:
-    if None in arrays:
-        return np.empty(0, dtype)
-    columns = [np.frombuffer(array or b"", _ARRAY_ELEMENT, offset=_ARRAY_HEADER.itemsize) for array in arrays]
-    table = np.empty(len(columns[0]), dtype)
-    for name, column in zip(dtype.names or (), columns, strict=True):
-        table[name] = column["value"]
+    (table,), _ = read_together(connection, [(select, dtype)], (), parameters)
     return table
 
 
 def read_lists(
     connection: sa.Connection, selects: Sequence[tuple[str, Sequence[str]]], parameters: Mapping[str, Any]
-) -> list[Sequence[list[Any]]]:
+) -> list[list[list[Any]]]:
     """Of several queries, of any types, each column as one list: less work than a tuple per row. Each query comes with
     the names of its columns."""
-    return _ask_aggregates(connection, "coalesce(array_agg({}), '{{}}')", selects, parameters)()
+    return read_together(connection, (), selects, parameters)[1]
 
 
-def _ask_aggregates(
+def read_together(
     connection: sa.Connection,
-    aggregate: str,
-    selects: Sequence[tuple[str, Sequence[str]]],
+    tables: Iterable[tuple[str, np.dtype[Any]]],
+    lists: Iterable[tuple[str, Sequence[str]]],
     parameters: Mapping[str, Any],
-) -> Callable[[], list[Sequence[Any]]]:
-    """Of each query an aggregate of each column, all in one statement: for a small query, to be one is most of its
-    cost."""
+    common: str = "",
+) -> tuple[list[Table], list[list[list[Any]]]]:
+    """Several queries as one statement, some as `read_columns` has them and some as `read_lists` does: for a small one,
+    to be a statement is most of its cost. `common` is what goes before them all, a WITH."""
+    dtypes, counts = [dtype for _, dtype in tables], [len(names) for _, names in lists]
+    statement = _in_one(
+        common,
+        tuple((query, len(dtype.names or ())) for query, dtype in tables),
+        tuple((query, tuple(names)) for query, names in lists),
+    )
+    row = iter(run(connection, statement, parameters).fetchone() or ())
+    found = [_table(array, dtype) for array, dtype in zip(islice(row, len(dtypes)), dtypes, strict=True)]
+    return found, [[column or [] for column in islice(row, count)] for count in counts]
+
+
+@lru_cache
+def _in_one(common: str, tables: tuple[tuple[str, int], ...], lists: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    """Short, for psycopg remembers what it has found in a statement only where that has 4,096 characters at most."""
     parts = []
-    for nth, (query, names) in enumerate(selects):
-        aggregates = ", ".join(map(aggregate.format, names))
-        parts.append(f"(SELECT {aggregates} FROM ({query}) rows ({', '.join(names)})) of_{nth}")
-    answer = run(connection, f"SELECT * FROM {', '.join(parts)}", parameters)
-
-    def read() -> list[Sequence[Any]]:
-        row = iter(answer.fetchone() or ())
-        return [list(islice(row, len(names))) for _, names in selects]
-
-    return read
+    for query, count in tables:
+        columns = ",".join(ascii_lowercase[:count])
+        parts.append(f"(SELECT array_send(array_agg(ARRAY[{columns}]::int8[])) FROM ({query}) rows ({columns}))")
+    for query, names in lists:
+        columns = ",".join(f"array_agg({name})" for name in names)
+        parts.append(f"(SELECT {columns} FROM ({query}) rows)")
+    statement = f"{common} SELECT * FROM {','.join(f'{part} of_{nth}' for nth, part in enumerate(parts))}"
+    return " ".join(statement.split())
 
 
-def run(connection: sa.Connection, statement: str, parameters: Mapping[str, Any]) -> psycopg.Cursor[Any]:
-    """Execute a statement, past SQLAlchemy, which takes as long for a small one as PostgreSQL does."""
-    return _cursor(connection).execute(statement, parameters, binary=True)
+def _table(array: bytes | None, dtype: np.dtype[Any]) -> Table:
+    if array is None:
+        return np.empty(0, dtype)
+    values = np.frombuffer(array, _ARRAY_ELEMENT, offset=_TABLE_HEADER_BYTES)["value"]
+    return values.astype(np.int64).view(dtype)
+
+
+class _Transaction:
+    """One of a connection that else commits by itself. Its BEGIN goes along with what is `run` first, its COMMIT with
+    what is last: all is one pipeline, in which only whoever reads an answer waits, until something has to be `alone`.
+    They are statements one after the other all the same: each sees what was committed until it begins."""
+
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+        self._driver = driver
+        self._pipeline = ExitStack()
+        self._begun = False
+
+    def piped(self) -> psycopg.Connection[Any]:
+        if self._driver.pgconn.pipeline_status == psycopg.pq.PipelineStatus.OFF:
+            self._pipeline.enter_context(self._driver.pipeline())
+        return self._in_it()
+
+    def alone(self) -> psycopg.Connection[Any]:
+        self._pipeline.close()
+        return self._in_it()
+
+    def commit(self) -> None:
+        if self._begun:
+            self._driver.execute("COMMIT")
+        self._pipeline.close()
+
+    def undo(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            self._driver.close()  # this process is to end, and would have to wait for what it has asked last
+        with suppress(psycopg.Error):
+            self._pipeline.close()
+        with suppress(psycopg.Error):
+            self._driver.rollback()
+
+    def _in_it(self) -> psycopg.Connection[Any]:
+        if not self._begun:
+            self._begun = True
+            self._driver.execute("BEGIN")
+        return self._driver
+
+
+_transactions: WeakKeyDictionary[sa.Connection, _Transaction] = WeakKeyDictionary()
+"""Of connections that are in one. SQLAlchemy's would go on with another one of the driver's where that is lost; but its
+transaction is over then, and nothing more may be done in its name."""
 
 
 @contextmanager
-def together(connection: sa.Connection) -> Iterator[None]:
-    """What is `run` and asked in this block goes to the server at once: one wait instead of one for each. They are
-    statements one after the other all the same: each sees what was committed until it begins. Answers can be read, and
-    errors come, when the block is over. SQLAlchemy has nothing to do here: it reads each answer at once."""
-    with _driver(connection).pipeline():
+def transaction(connection: sa.Connection) -> Iterator[None]:
+    """A transaction of a connection that else commits by itself (AUTOCOMMIT)."""
+    open_ = _transactions[connection] = _Transaction(_driver(connection))
+    try:
         yield
+        open_.commit()
+    except BaseException as error:
+        open_.undo(error)
+        raise
+    finally:
+        del _transactions[connection]
+
+
+def run(connection: sa.Connection, statement: str, parameters: Mapping[str, Any]) -> psycopg.Cursor[Any]:
+    """Execute a statement, past SQLAlchemy, which takes as long for a small one as PostgreSQL does. In a `transaction`
+    an answer is waited for only when it is read; and an error may come as late as that, or with the COMMIT."""
+    open_ = _transactions.get(connection)
+    driver = _driver(connection) if open_ is None else open_.piped()
+    return driver.execute(statement, parameters, binary=True)
+
+
+def alone(connection: sa.Connection) -> psycopg.Connection[Any]:
+    """The driver's connection, for what cannot be in a pipeline: whoever reads each answer at once, and COPY."""
+    open_ = _transactions.get(connection)
+    return _driver(connection) if open_ is None else open_.alone()
 
 
 def write_columns(connection: sa.Connection, table: str, fixed: Table, varying: Mapping[str, Sequence[bytes]]) -> None:
@@ -297,7 +362,7 @@ def write_columns(connection: sa.Connection, table: str, fixed: Table, varying: 
     for values in varying.values():
         pieces += [_cut(np.array(list(map(len, values)), ">i4")), values]
     rows = chain.from_iterable(zip(*pieces, strict=True))
-    with _cursor(connection).copy(f"COPY {table} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)") as copy:
+    with alone(connection).cursor().copy(f"COPY {table} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.write(b"".join([_COPY_HEADER, *rows, _COPY_END]))
 
 
@@ -320,7 +385,7 @@ def _cut(records: np.ndarray[Any, Any]) -> list[bytes]:
 
 def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], rows: Iterable[bytes]) -> None:
     """COPY rows that are in PostgreSQL's binary format already, a block at a time."""
-    with _cursor(connection).copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)") as copy:
+    with alone(connection).cursor().copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.write(_COPY_HEADER)
         for block in rows:
             copy.write(block)
@@ -330,14 +395,10 @@ def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], rows:
 def write_rows(connection: sa.Connection, table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
     """COPY rows into a table; `types` names its columns and their PostgreSQL types, in order."""
     copy_in = f"COPY {table} ({', '.join(types)}) FROM STDIN (FORMAT BINARY)"
-    with _cursor(connection).copy(copy_in) as copy:
+    with alone(connection).cursor().copy(copy_in) as copy:
         copy.set_types(list(types.values()))
         for row in rows:
             copy.write_row(row)
-
-
-def _cursor(connection: sa.Connection) -> psycopg.Cursor[Any]:
-    return _driver(connection).cursor()
 
 
 def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:

@@ -1,12 +1,11 @@
 """What makes events safe: which were processed, which still have to be sent, who may write."""
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from app.adapters.database import run, together
+from app.adapters.database import run
 from app.adapters.schema import outbox, processed_events
 from app.domain.rows import RowScope
 from app.errors import LockLost
@@ -16,20 +15,17 @@ class EventTables:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def claim(self, events: Mapping[str, Sequence[RowScope]]) -> set[str]:
-        """Note these event ids as processed, with the transaction's other effects and with the rows that they
-        concern; those that were not before."""
-        if not events:
-            return set()
-        ids = sorted(events)  # in one order, so that two transactions that claim the same wait instead of deadlocking
+    def ask_claim(self, event_ids: Collection[str]) -> Callable[[], set[str]]:
+        """Note these events as processed, with the transaction's other effects. Call what it gives for those that were
+        not before, when that is needed."""
         new = run(
             self._connection,
-            "INSERT INTO processed_events (event_id, scopes) SELECT event_id, scopes::jsonb"
-            " FROM unnest(%(ids)s::text[], %(scopes)s::text[]) AS n (event_id, scopes)"
-            " ON CONFLICT DO NOTHING RETURNING event_id",
-            {"ids": ids, "scopes": [_noted(events[event_id]) for event_id in ids]},
+            "INSERT INTO processed_events (event_id, scopes) SELECT event_id, '[]'"
+            " FROM unnest(%(ids)s::text[]) event_id ON CONFLICT DO NOTHING RETURNING event_id",
+            # In one order, so that two transactions that claim the same wait instead of deadlocking.
+            {"ids": sorted(event_ids)},
         )
-        return {event_id for (event_id,) in new}
+        return lambda: {event_id for (event_id,) in new}
 
     def release(self, event_id: str) -> None:
         """It was not processed after all."""
@@ -45,13 +41,13 @@ class EventTables:
         return found
 
     def note_scopes(self, event_id: str, scopes: Sequence[RowScope]) -> None:
-        """Which rows a claimed event concerned, where that was not known before: a repeat has to cache them again,
-        and cannot know them all."""
+        """Which rows a claimed event concerned, where the event itself does not say: a repeat has to cache them
+        again."""
         change = processed_events.update().where(processed_events.c.event_id == event_id)
         self._connection.execute(change.values(scopes=[scope._asdict() for scope in scopes]))
 
     def scopes(self, event_ids: Sequence[str]) -> dict[str, list[RowScope]]:
-        """The rows that processed events concerned."""
+        """The rows that processed events concerned, where it was noted."""
         select = sa.select(processed_events.c.event_id, processed_events.c.scopes)
         rows = self._connection.execute(select.where(processed_events.c.event_id.in_(event_ids)))
         return {event_id: [RowScope(**scope) for scope in noted] for event_id, noted in rows}
@@ -78,17 +74,18 @@ class EventTables:
 
     def check_fence(self, scope: str, token: int) -> None:
         """Let only the newest holder of a scope's lock write. Raises `LockLost` for an older token."""
-        with together(self._connection):  # with the BEGIN, as it is the first of its transaction
-            checked = self.ask_fence(scope, token)
-        checked()
+        self.ask_fence(scope, token)()
 
-    def ask_fence(self, scope: str, token: int) -> Callable[[], None]:
-        """As `check_fence`, for a block of `together`: call what it gives when that is over."""
+    def ask_fence(self, scope: str, token: int, *, few: bool = False) -> Callable[[], None]:
+        """As `check_fence`, which it is once what it gives is called. Where what follows in this transaction is about
+        `few` rows, its statements need no plan of their own, to make which takes PostgreSQL as long as to carry one
+        out."""
         newest = run(
             self._connection,
             "INSERT INTO fences AS f (scope, token) VALUES (%(scope)s, %(token)s) ON CONFLICT (scope)"
-            " DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token RETURNING token",
-            {"scope": scope, "token": token},
+            " DO UPDATE SET token = excluded.token WHERE f.token <= excluded.token"
+            " RETURNING CASE WHEN %(few)s THEN set_config('plan_cache_mode', 'force_generic_plan', true) ELSE '' END",
+            {"scope": scope, "token": token, "few": few},
         )
 
         def checked() -> None:
@@ -96,7 +93,3 @@ class EventTables:
                 raise LockLost(f"the lock on {scope} was taken over by a newer holder")
 
         return checked
-
-
-def _noted(scopes: Sequence[RowScope]) -> str:
-    return json.dumps([scope._asdict() for scope in scopes])

@@ -1,15 +1,17 @@
 """Price sheets and their history: what a repricing reads and writes inside one transaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from app.adapters import row_inputs
-from app.adapters.database import read_columns, read_lists, run, together, write_columns
-from app.domain.columns import NEVER, ROW_KEYS, Column, RowKey, Table
+from app.adapters.database import NOW_MS, read_columns, read_lists, read_together, run, write_columns
+from app.adapters.rule_tables import RULE_NAMES, RULES, concerning
+from app.domain.columns import NEVER, ROW_KEYS, Column, RowKey, Rules, Table
 from app.domain.money import currency
-from app.domain.rows import RowScope, StoredInputs
+from app.domain.rows import RowScope, StoredInputs, ToPrice
 from app.domain.sheet import EncodedSheet, Label, Labels
 
 _HISTORY = np.dtype(
@@ -21,6 +23,7 @@ _HISTORY = np.dtype(
 )
 
 _VERSIONS = np.dtype([("version", np.int64)])
+_NOW = np.dtype([("ms", np.int64)])
 
 _EPOCH_MS = 946_684_800_000
 """PostgreSQL's timestamps are microseconds since 2000."""
@@ -40,7 +43,8 @@ _STORE_SHEETS = """
     SET version = excluded.version, digest = excluded.digest, valid_until = excluded.valid_until
 """
 
-_STORE_HISTORY = """
+_STORE_FEW = f"""
+    WITH stored AS ({_STORE_SHEETS})
     INSERT INTO price_history (product_key, location_key, version, computed_at, list_price, base_price, everyone_price,
                                member_price, cause, sheet)
     SELECT product_key, location_key, version, to_timestamp(ms / 1000.0), list_price, base_price, everyone_price,
@@ -57,9 +61,12 @@ def _named(table: str, *columns: str) -> tuple[str, Sequence[str]]:
     return f"SELECT {', '.join(columns)} FROM {table} WHERE {columns[0]} = ANY(%({table})s::int4[])", columns
 
 
-_NAMES = (
+_ROW_NAMES = (
     _named("products", "product_key", "product_id"),
     _named("locations", "location_key", "location", "currency"),
+)
+_NAMES = (
+    *_ROW_NAMES,
     _named("policies", "policy_key", "policy_id", "name"),
     _named("promotions", "promotion_key", "promotion_id", "name"),
 )
@@ -74,14 +81,19 @@ class PriceTables:
         its inputs only then: the last one to hold it has seen everything that was committed before."""
         row_inputs.lock(self._connection, keys)
 
-    def inputs(self, keys: Table) -> StoredInputs:
-        """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-        return row_inputs.inputs(self._connection, keys)
-
-    def ask_held(self, keys: Table) -> Callable[[], tuple[StoredInputs, int]]:
-        """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock.
-        For a block of `together`: call what it gives when that is over."""
-        return row_inputs.ask_held(self._connection, keys)
+    def to_price(self, keys: Table, as_of: int | None = None) -> ToPrice:
+        """All that it takes to price those of `keys` that have a list price at the instant `as_of` (ms): by default at
+        that at which PostgreSQL reads it, by its clock."""
+        common, parameters = concerning(keys, as_of)
+        (stored, now, *rules), names = read_together(
+            self._connection,
+            ((row_inputs.OF_THESE, row_inputs.STORED), (NOW_MS, _NOW), *RULES),
+            (*_ROW_NAMES, *RULE_NAMES),
+            row_inputs.key_parameters(keys) | parameters,
+            common,
+        )
+        at = int(now["ms"][0]) if as_of is None else as_of
+        return ToPrice(row_inputs.split(stored), Rules(*rules), _labels(*names), at)
 
     def inputs_between(
         self, after: RowKey, until: RowKey, limit: int, scopes: Sequence[RowScope], *, hold: bool = False
@@ -143,31 +155,40 @@ class PriceTables:
         """The public names of these keys."""
         keys = {"products": products, "locations": locations, "policies": policies, "promotions": promotions}
         parameters = {table: np.unique(column) for table, column in keys.items()}
-        names = read_lists(self._connection, _NAMES, parameters)
-        (product_keys, product_ids), (location_keys, ids, codes), policy_names, promotion_names = names
-        return Labels(
-            products=dict(zip(product_keys, product_ids, strict=True)),
-            locations=dict(zip(location_keys, zip(ids, map(currency, codes), strict=True), strict=True)),
-            policies=_labels(*policy_names),
-            promotions=_labels(*promotion_names),
-        )
+        return _labels(*read_lists(self._connection, _NAMES, parameters))
 
     def store(self, new: Table, payloads: Sequence[bytes], causes: str | Sequence[str]) -> None:
         """Make these sheets (dtype `NEW_SHEETS`, as JSON in `payloads`) the current ones, and history; the cause is one
         for all, or one each. The rows are locked."""
         said = [causes] * len(new) if isinstance(causes, str) else causes
-        few = len(new) <= _FEW
-        with together(self._connection):
-            run(self._connection, _STORE_SHEETS, {name: new[name] for name in _SHEETS} | {"never": NEVER})
-            if few:
-                history = {name: new[name] for name in _HISTORY.names or ()} | {"cause": said, "sheet": list(payloads)}
-                run(self._connection, _STORE_HISTORY, history)
-        if not few:
+        sheets = {name: new[name] for name in _SHEETS} | {"never": NEVER}
+        if len(new) <= _FEW:
+            history = {name: new[name] for name in _HISTORY.names or ()} | {"cause": said, "sheet": list(payloads)}
+            run(self._connection, _STORE_FEW, sheets | history)
+        else:
+            run(self._connection, _STORE_SHEETS, sheets)
             varying = {"cause": [cause.encode() for cause in said], "sheet": payloads}
             write_columns(self._connection, "price_history", _history(new), varying)
 
 
-def _labels(keys: list[int], ids: list[str], names: list[str]) -> dict[int, Label]:
+def _labels(
+    products: Sequence[list[Any]],
+    locations: Sequence[list[Any]],
+    policies: Sequence[list[Any]],
+    promotions: Sequence[list[Any]],
+) -> Labels:
+    """From the columns of `_NAMES`."""
+    product_keys, product_ids = products
+    location_keys, ids, codes = locations
+    return Labels(
+        products=dict(zip(product_keys, product_ids, strict=True)),
+        locations=dict(zip(location_keys, zip(ids, map(currency, codes), strict=True), strict=True)),
+        policies=_rule_labels(*policies),
+        promotions=_rule_labels(*promotions),
+    )
+
+
+def _rule_labels(keys: list[int], ids: list[str], names: list[str]) -> dict[int, Label]:
     return dict(zip(keys, map(Label, ids, names), strict=True))
 
 

@@ -4,22 +4,21 @@ A planner that sees many keys would rather read whole tables. So scattered rows 
 neighbours are read as one range of each table and put together here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from app.adapters.database import NOW_MS, ask_tables, read_columns, run
+from app.adapters.database import read_columns, run
 from app.adapters.row_scans import rows_between
-from app.domain.columns import ABSENT, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table
+from app.domain.columns import ABSENT, PRICE_INPUTS, ROW_KEYS, Column, RowKey, Table, packed
 from app.domain.rows import RowScope, StoredInputs
 
-_OF_THESE = """
-    SELECT k.product_key::int8, coalesce(p.category_key, -1)::int8, coalesce(p.department_key, -1)::int8,
-           k.location_key::int8, l.currency_number::int8, lp.amount, coalesce(s.cost, -1),
-           coalesce(s.competitor_price, -1), coalesce(s.demand_bp, -1), coalesce(s.stock, -1),
-           coalesce(ps.version, 0), coalesce(ps.digest, 0)
+OF_THESE = """
+    SELECT k.product_key, coalesce(p.category_key, -1), coalesce(p.department_key, -1), k.location_key,
+           l.currency_number, lp.amount, coalesce(s.cost, -1), coalesce(s.competitor_price, -1),
+           coalesce(s.demand_bp, -1), coalesce(s.stock, -1), coalesce(ps.version, 0), coalesce(ps.digest, 0)
     FROM unnest(%(products)s::int4[], %(locations)s::int4[]) AS k (product_key, location_key)
     CROSS JOIN LATERAL (
         SELECT amount FROM list_prices WHERE (product_key, location_key) = (k.product_key, k.location_key) OFFSET 0
@@ -55,8 +54,7 @@ def _columns(*names: str) -> np.dtype[Any]:
     return np.dtype([(name, np.int64) for name in names])
 
 
-_STORED = np.dtype([*PRICE_INPUTS.descr, ("version", np.int64), ("digest", np.int64)])
-_NOW = _columns("ms")
+STORED = np.dtype([*PRICE_INPUTS.descr, ("version", np.int64), ("digest", np.int64)])
 _LISTED = _columns("product_key", "location_key", "list_price")
 _SHEETS = _columns("product_key", "location_key", "version", "digest")
 _SIGNALS = _columns("product_key", "location_key", "cost", "competitor_price", "demand_bp", "stock")
@@ -67,24 +65,6 @@ _LOCATIONS = _columns("location_key", "currency_number")
 def lock(connection: sa.Connection, keys: Table) -> None:
     """Hold these rows' list prices (dtype `ROW_KEYS`), in key order, until the transaction ends."""
     run(connection, _LOCK_THESE, key_parameters(np.sort(keys)))
-
-
-def inputs(connection: sa.Connection, keys: Table) -> StoredInputs:
-    """Those of `keys` (dtype `ROW_KEYS`) that have a list price."""
-    return _split(read_columns(connection, _OF_THESE, key_parameters(keys), _STORED))
-
-
-def ask_held(connection: sa.Connection, keys: Table) -> Callable[[], tuple[StoredInputs, int]]:
-    """As `lock`, then the `inputs` of these rows, and the time (ms) that it is by then, by the database's clock: call
-    what it gives, after the block where it was asked in one of `together`."""
-    lock(connection, keys)
-    read = ask_tables(connection, [(_OF_THESE, _STORED), (NOW_MS, _NOW)], key_parameters(keys))
-
-    def held() -> tuple[StoredInputs, int]:
-        stored, now = read()
-        return _split(stored), int(now["ms"][0])
-
-    return held
 
 
 def inputs_between(
@@ -101,11 +81,11 @@ def inputs_between(
         _LISTED,
     )
     if RowScope() in scopes and len(listed):
-        return _split(_neighbours(connection, listed))
+        return split(_neighbours(connection, listed))
     keys = np.empty(len(listed), ROW_KEYS)
     keys["product_key"], keys["location_key"] = listed["product_key"], listed["location_key"]
-    in_order = f"{_OF_THESE} ORDER BY k.product_key, k.location_key"  # the join with locations may shuffle them
-    return _split(read_columns(connection, in_order, key_parameters(keys), _STORED))
+    in_order = f"{OF_THESE} ORDER BY k.product_key, k.location_key"  # the join with locations may shuffle them
+    return split(read_columns(connection, in_order, key_parameters(keys), STORED))
 
 
 def _neighbours(connection: sa.Connection, listed: Table) -> Table:
@@ -121,7 +101,7 @@ def _neighbours(connection: sa.Connection, listed: Table) -> Table:
     def read(select: str, dtype: np.dtype[Any]) -> Table:
         return read_columns(connection, select, bounds, dtype)
 
-    rows = np.full(len(listed), ABSENT, _STORED)
+    rows = np.full(len(listed), ABSENT, STORED)
     for field in _LISTED.names or ():
         rows[field] = listed[field]
     rows["version"] = rows["digest"] = 0
@@ -142,7 +122,7 @@ def _neighbours(connection: sa.Connection, listed: Table) -> Table:
     _bring(rows, products, rows["product_key"], products["product_key"])
     _bring(rows, locations, rows["location_key"], locations["location_key"])
     for table in (signals, sheets):
-        _bring(rows, table, _packed(rows), _packed(table))
+        _bring(rows, table, packed(rows), packed(table))
     return rows
 
 
@@ -156,12 +136,8 @@ def _bring(rows: Table, table: Table, wanted: Column, keys: Column) -> None:
         np.copyto(rows[field], table[field][at], where=found)
 
 
-def _packed(table: Table) -> Column:
-    """Both keys, which are 31 bits wide, as one."""
-    return np.asarray(table["product_key"] << 32 | table["location_key"])
-
-
-def _split(stored: Table) -> StoredInputs:
+def split(stored: Table) -> StoredInputs:
+    """What came as one table, of dtype `STORED`."""
     inputs = np.empty(len(stored), PRICE_INPUTS)
     for name in PRICE_INPUTS.names or ():
         inputs[name] = stored[name]

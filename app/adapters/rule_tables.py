@@ -1,13 +1,13 @@
 """Policies and promotions: as columns for the formula, and one by one for people."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from app.adapters.database import ask_tables, run
+from app.adapters.database import read_together, run
 from app.adapters.rule_rows import policy_row, promotion_row, row_to_policy, row_to_promotion
 from app.adapters.schema import categories, departments, locations, policies, products, promotions, rule_removals
 from app.domain.columns import NEVER, POLICIES, PROMOTIONS, TIERS, Rules, Table
@@ -16,53 +16,70 @@ from app.domain.rows import RowScope
 from app.domain.rules import Policy, Promotion, Scope
 from app.errors import AlreadyExists, InvalidInput, NotFound, ScopeTaken
 
-_CURRENCY_NUMBERS = "LEFT JOIN (SELECT DISTINCT currency, currency_number FROM locations) c USING (currency)"
-
 # A rule in a currency that no location has can match nothing, yet must not look unrestricted: it gets 0.
 _SCOPE = (
-    "coalesce(product_key, -1)::int8, coalesce(category_key, -1)::int8, coalesce(department_key, -1)::int8,"
-    " coalesce(location_key, -1)::int8,"
-    " CASE WHEN location_key IS NOT NULL OR currency IS NULL THEN -1 ELSE coalesce(currency_number, 0) END::int8"
+    "coalesce(product_key, -1), coalesce(category_key, -1), coalesce(department_key, -1), coalesce(location_key, -1),"
+    " CASE WHEN location_key IS NOT NULL OR currency IS NULL THEN -1 ELSE coalesce(currency_number, 0) END"
 )
 
 # For the narrow rules of a batch: those of its products, at its locations.
 _CONCERNS_FEW = (
-    "NOT removed AND (product_key IS NULL OR product_key = ANY(%(products)s::int4[]))"
-    " AND (location_key IS NULL OR location_key = ANY(%(locations)s::int4[]))"
+    "NOT removed AND (product_key IS NULL OR product_key = ANY(%(of_products)s::int4[]))"
+    " AND (location_key IS NULL OR location_key = ANY(%(at_locations)s::int4[]))"
 )
 
 # Where a batch has many of the products from its first to its last one, a range costs a third of a list.
 _MANY = 200
 _CONCERNS_RANGE = "NOT removed AND (product_key IS NULL OR product_key BETWEEN %(first)s AND %(last)s)"
 
+_CONCERNING = f"""
+WITH numbers AS (SELECT DISTINCT currency, currency_number FROM locations),
+their_policies AS (SELECT * FROM policies WHERE {{concerns}}),
+their_promotions AS (
+    SELECT * FROM promotions WHERE {{concerns}} AND (ends_at IS NULL
+        OR ends_at > coalesce(to_timestamp(%(as_of)s::int8 / 1000.0), now()) - interval '{NEAR_MS} milliseconds')
+)"""
+_CONCERNING_FEW, _CONCERNING_RANGE = (_CONCERNING.format(concerns=c) for c in (_CONCERNS_FEW, _CONCERNS_RANGE))
+
 _POLICIES = f"""
-    SELECT policy_key::int8, {_SCOPE}, kind::int8, rate_bp::int8, amount, threshold,
-           coalesce(min_margin_bp, -1)::int8, coalesce(floor, -1), coalesce(ceiling, -1),
-           coalesce(max_change_bp, -1)::int8, rounding_increment, rounding_ending,
-           line_rounding::int4::int8, hashtextextended(name, 0)
-    FROM policies {_CURRENCY_NUMBERS} WHERE {{concerns}} ORDER BY policy_key
-"""
+SELECT policy_key, {_SCOPE}, kind, rate_bp, amount, threshold, coalesce(min_margin_bp, -1), coalesce(floor, -1),
+    coalesce(ceiling, -1), coalesce(max_change_bp, -1), rounding_increment, rounding_ending, line_rounding::int4,
+    hashtextextended(name, 0)
+FROM their_policies LEFT JOIN numbers USING (currency) ORDER BY policy_key"""
 
 _TIERS = """
-    SELECT policy_key::int8, (tier ->> 0)::int8, (tier ->> 1)::int8
-    FROM policies, jsonb_array_elements(tiers) tier WHERE {concerns} ORDER BY 1, 2
-"""
+SELECT policy_key, (tier ->> 0)::int8, (tier ->> 1)::int8
+FROM their_policies, jsonb_array_elements(tiers) tier ORDER BY 1, 2"""
 
 _PROMOTIONS = f"""
-    SELECT promotion_key::int8, {_SCOPE}, kind::int8, value, segment::int8, stackable::int4::int8,
-           priority::int8, coalesce((extract(epoch FROM starts_at) * 1000)::int8, 0),
-           coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), hashtextextended(name, 0)
-    FROM promotions {_CURRENCY_NUMBERS}
-    WHERE {{concerns}} AND (ends_at IS NULL
-       OR ends_at > coalesce(to_timestamp(%(as_of)s::int8 / 1000.0), now()) - interval '{NEAR_MS} milliseconds')
-"""
+SELECT promotion_key, {_SCOPE}, kind, value, segment, stackable::int4, priority,
+    coalesce((extract(epoch FROM starts_at) * 1000)::int8, 0),
+    coalesce((extract(epoch FROM ends_at) * 1000)::int8, {NEVER}), hashtextextended(name, 0)
+FROM their_promotions LEFT JOIN numbers USING (currency)"""
 
+RULES = ((_POLICIES, POLICIES), (_TIERS, TIERS), (_PROMOTIONS, PROMOTIONS))
+"""Queries for the fields of `Rules`, in their order, after what `concerning` gives."""
+
+RULE_NAMES = (
+    ("SELECT policy_key, policy_id, name FROM their_policies", ("policy_key", "policy_id", "name")),
+    ("SELECT promotion_key, promotion_id, name FROM their_promotions", ("promotion_key", "promotion_id", "name")),
+)
+"""For the names of the same ones."""
 
 _NOTHING = 0
 """A key that no category or department has."""
 
 _NEW_ROWS = 0x70726963
 """Number of the advisory lock between new rows and rules; any number that nobody else uses."""
+
+
+def concerning(keys: Table, as_of: int | None) -> tuple[str, dict[str, Any]]:
+    """What `RULES` and `RULE_NAMES` need before them, and its parameters, for the rules that may concern these rows
+    (their `product_key` and `location_key`) at `as_of` (ms); without a time, at any since the transaction began."""
+    products = np.unique(keys["product_key"])
+    if len(products) > _MANY and len(products) * 4 > products[-1] - products[0]:
+        return _CONCERNING_RANGE, {"as_of": as_of, "first": int(products[0]), "last": int(products[-1])}
+    return _CONCERNING_FEW, {"as_of": as_of, "of_products": products, "at_locations": np.unique(keys["location_key"])}
 
 
 class RuleTables:
@@ -81,23 +98,8 @@ class RuleTables:
 
     def rules(self, keys: Table, as_of: int) -> Rules:
         """Every rule that may concern these rows (their `product_key` and `location_key`) at `as_of` (ms)."""
-        return self.ask_rules(keys, as_of)()
-
-    def ask_rules(self, keys: Table, as_of: int | None = None) -> Callable[[], Rules]:
-        """As `rules`, for a block of `together`: call what it gives when that is over. Without a time, those of any
-        time since the transaction began."""
-        products = np.unique(keys["product_key"])
-        parameters: dict[str, Any] = {"as_of": as_of}
-        if len(products) > _MANY and len(products) * 4 > products[-1] - products[0]:
-            concerns = _CONCERNS_RANGE
-            parameters |= {"first": int(products[0]), "last": int(products[-1])}
-        else:
-            concerns = _CONCERNS_FEW
-            parameters |= {"products": products, "locations": np.unique(keys["location_key"])}
-        selects = ((_POLICIES, POLICIES), (_TIERS, TIERS), (_PROMOTIONS, PROMOTIONS))
-        concerned = [(select.format(concerns=concerns), dtype) for select, dtype in selects]
-        read = ask_tables(self._connection, concerned, parameters)
-        return lambda: Rules(*read())
+        common, parameters = concerning(keys, as_of)
+        return Rules(*read_together(self._connection, RULES, (), parameters, common)[0])
 
     def save_policy(self, policy: Policy, position: int, *, new: bool = False, by_hand: bool = False) -> bool:
         """Create or replace, unless something newer than `position` was said of it; false then. What is done by hand is

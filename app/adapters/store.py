@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from opentelemetry.trace import SpanKind
 
 from app.adapters.catalog_tables import CatalogTables
-from app.adapters.database import NOW_MS, run, together, unavailable_if_down
+from app.adapters.database import NOW_MS, transaction, unavailable_if_down
 from app.adapters.event_tables import EventTables
 from app.adapters.key_tables import KeyTables
 from app.adapters.part_tables import PartTables
@@ -44,15 +44,6 @@ class Transaction:
         self.tasks = TaskTables(connection)
         self.usage = UsageQueries(connection)
 
-    def together(self) -> AbstractContextManager[None]:
-        """A block of `lock`, `set_signals`, `ask_…`, which wait for answers together: see `database.together`."""
-        return together(self._connection)
-
-    def expect_few(self) -> None:
-        """What follows in this transaction is about few rows: its statements need no plan of their own, to make which
-        takes PostgreSQL as long as to carry one out. Goes along in a block of `together`."""
-        run(self._connection, "SET LOCAL plan_cache_mode = force_generic_plan", {})
-
     def now_ms(self) -> int:
         """The time, in ms since 1970, by the clock of the database, whichever machine asks."""
         return int(self._connection.execute(sa.text(NOW_MS)).scalar_one())
@@ -64,13 +55,19 @@ class Store:
         self._without_transaction = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def transaction(self) -> AbstractContextManager[Transaction]:
-        """Commits on leaving, rolls back on an error. Raises `Unavailable` where PostgreSQL is away."""
-        return self._used("postgresql transaction", self._engine.begin)
+        """Commits on leaving, rolls back on an error. What is asked waits for its answer only when that is read. Raises
+        `Unavailable` where PostgreSQL is away."""
+        return self._used("postgresql transaction", self._begun)
 
     def reading(self) -> AbstractContextManager[Transaction]:
         """To read only. Each statement sees what was committed until it begins, as in `transaction`, but none has to
         wait for a BEGIN, nor anybody for a COMMIT. Raises `Unavailable` where PostgreSQL is away."""
         return self._used("postgresql read", self._without_transaction.connect)
+
+    @contextmanager
+    def _begun(self) -> Iterator[sa.Connection]:
+        with self._without_transaction.connect() as connection, transaction(connection):
+            yield connection
 
     @contextmanager
     def _used(self, name: str, connect: Callable[[], AbstractContextManager[sa.Connection]]) -> Iterator[Transaction]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
+from app.adapters.database import alone
 from app.domain.usage import By, Per, UsageQuestion, UsageRow, Used
 
 STREAMED_ROWS = 5_000
@@ -21,27 +21,29 @@ _COUNTED = (
 
 class UsageQueries:
     def __init__(self, connection: sa.Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
-        self._driver = driver
+        self._connection = connection
 
     def page(self, question: UsageQuestion, skip: int, limit: int) -> tuple[list[UsageRow], Used]:
         """At most `limit` rows after the first `skip`, in the order of their periods and values; and all of them in
         one, whether they are on the page or not. Takes one look at the records."""
         select, parameters = _select(question)
         sums = ", ".join(f"(sum({name}) OVER ())::int8" for name in ("requests", "failed", "sent_bytes", "latency_ns"))
-        found = self._driver.execute(
-            f"SELECT *, {sums} FROM ({select}) rows ORDER BY {_order(question)} OFFSET %(skip)s LIMIT %(limit)s",
-            parameters | {"skip": skip, "limit": limit},
-            binary=True,
-        ).fetchall()
+        found = (
+            alone(self._connection)
+            .execute(
+                f"SELECT *, {sums} FROM ({select}) rows ORDER BY {_order(question)} OFFSET %(skip)s LIMIT %(limit)s",
+                parameters | {"skip": skip, "limit": limit},
+                binary=True,
+            )
+            .fetchall()
+        )
         total = _used(found[0][-4:]) if found else Used(0, 0, 0, 0.0)
         return [_row(question, row) for row in found], total
 
     def rows(self, question: UsageQuestion) -> Iterator[UsageRow]:
         """All of them, a few thousand at a time."""
         select, parameters = _select(question)
-        with self._driver.cursor("usage", binary=True) as cursor:
+        with alone(self._connection).cursor("usage", binary=True) as cursor:
             cursor.itersize = STREAMED_ROWS
             cursor.execute(f"SELECT * FROM ({select}) rows ORDER BY {_order(question)}", parameters)
             for row in cursor:

@@ -88,3 +88,15 @@ class Rules(NamedTuple):
 
 def empty_rules() -> Rules:
     return Rules(np.zeros(0, POLICIES), np.zeros(0, TIERS), np.zeros(0, PROMOTIONS))
+
+
+def packed(keys: Table) -> Column:
+    """Both keys of each row, which are 31 bits wide, as one number; in the same order."""
+    return np.asarray(keys["product_key"] << 32 | keys["location_key"])
+
+
+def unpacked(numbers: Column) -> Table:
+    """What was `packed`, with dtype `ROW_KEYS`."""
+    keys = np.empty(len(numbers), ROW_KEYS)
+    keys["product_key"], keys["location_key"] = numbers >> 32, numbers & (1 << 32) - 1
+    return keys

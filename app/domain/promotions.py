@@ -51,6 +51,9 @@ class Promoted:
 
 def promote(base: Column, grain: Grain, row: Column, rule: Column, promotions: Table, as_of: int) -> Promoted:
     """Apply the candidate pairs (`row`, `rule`) to the scaled prices `base` at the instant `as_of` (ms)."""
+    if not len(row):
+        none = np.zeros((2, 0), np.int64)
+        return Promoted(np.stack([base, base]), row, rule, none, none, np.full(len(base), NEVER, np.int64))
     near = promotions["ends_at"][rule] > as_of - NEAR_MS
     row, rule = _in_order(row[near], rule[near], promotions)
     starts_at, ends_at = promotions["starts_at"][rule], promotions["ends_at"][rule]

@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from app.domain.columns import Column, Table
+from app.domain.columns import Column, Rules, Table
 from app.domain.money import Currency
+from app.domain.sheet import Labels
 from app.errors import InvalidInput
 
 LIST_PRICE = "list_price"
@@ -56,6 +57,15 @@ class StoredInputs(NamedTuple):
     inputs: Table
     versions: Column
     digests: Column
+
+
+class ToPrice(NamedTuple):
+    """All that it takes to price some rows at the instant `as_of` (ms since 1970)."""
+
+    stored: StoredInputs
+    rules: Rules
+    labels: Labels
+    as_of: int
 
 
 class StoredSheet(NamedTuple):

@@ -121,10 +121,11 @@ def digests(sheets: Sheets, rules: Rules) -> Column:
         said = (state.view(np.int64), quantity, *sheets.before_floor[:, :, nth], *sheets.final[:, :, nth])
         state = np.where(quantity > 0, hash_rows(said), state)
     promoted = sheets.promoted
-    named = [rules.promotions[field][promoted.rule] for field in ("promotion_key", "name_hash")]
-    places = (promoted.places(segment) for segment in Segment)
-    # Wrapping addition: each candidate says what its place in the sheet is, so the set says it all.
-    np.add.at(state, promoted.row, hash_rows((*named, *places, *promoted.outcome, *promoted.change)))
+    if len(promoted.row):
+        named = [rules.promotions[field][promoted.rule] for field in ("promotion_key", "name_hash")]
+        places = (promoted.places(segment) for segment in Segment)
+        # Wrapping addition: each candidate says what its place in the sheet is, so the set says it all.
+        np.add.at(state, promoted.row, hash_rows((*named, *places, *promoted.outcome, *promoted.change)))
     return state.view(np.int64)
 
 
@@ -134,15 +135,19 @@ def _said_of_rows(sheets: Sheets, chosen: "_Chosen") -> Iterator[Column]:
     yield from (*sheets.before_floor[:, :, 0], *sheets.final[:, :, 0], sheets.promoted.valid_until)
 
 
+_NO_POLICY = np.zeros(1, POLICIES)
+"""What a row that none prices has: the list price, unguarded."""
+for _guardrail in ("min_margin_bp", "floor", "ceiling", "max_change_bp"):
+    _NO_POLICY[_guardrail] = ABSENT
+
+
 class _Chosen:
-    """The policy of each row, by column. A row that none prices has the list price, unguarded."""
+    """The policy of each row, by column."""
 
     def __init__(self, policies: Table, index: Column) -> None:
-        default = np.zeros(1, POLICIES)
-        for guardrail in ("min_margin_bp", "floor", "ceiling", "max_change_bp"):
-            default[guardrail] = ABSENT
-        # Last, so that an index of `ABSENT`, which is -1, selects it.
-        self._policies, self._index = np.concatenate([policies, default]), index
+        # The default is last, so that an index of `ABSENT`, which is -1, selects it.
+        self._policies, self._index = np.empty(len(policies) + 1, POLICIES), index
+        self._policies[:-1], self._policies[-1:] = policies, _NO_POLICY
 
     def __getitem__(self, field: str) -> Column:
         return np.asarray(self._policies[field][self._index])
@@ -236,10 +241,12 @@ def _to_ending(price: Column, chosen: _Chosen, lowest: Column, highest: Column) 
 def _tiers(rules: Rules, policy: Column) -> tuple[Column, Column]:
     """Minimum quantities and discounts (bp) of each row's tiers, shape (n, t); the first is quantity 1."""
     policies, tiers = rules.policies["policy_key"], rules.tiers
+    if not len(tiers):
+        return np.ones((len(policy), 1), np.int64), np.zeros((len(policy), 1), np.int64)
     used = np.zeros(len(policies) + 1, bool)
     used[policy] = True
     owner = np.full(len(tiers), ABSENT, np.int64)
-    if len(tiers) and len(policies):
+    if len(policies):
         by_key = np.argsort(policies)
         at = np.minimum(np.searchsorted(policies[by_key], tiers["policy_key"]), len(policies) - 1)
         owner = np.where(policies[by_key[at]] == tiers["policy_key"], by_key[at], ABSENT)

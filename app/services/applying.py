@@ -118,39 +118,43 @@ def apply_events(
     with store.transaction() as tx:
         signals = [item for item in items if item.event.type in _SIGNALS]
         others = [item for item in items if item.event.type not in _SIGNALS]
-        with tx.together():
-            if len(items) <= FEW and all(map(_is_of_one_row, items)):
-                tx.expect_few()
-            checked = tx.events.ask_fence(held.scope, held.token)
-            if any(item.event.type in _RULES for item in others):
-                tx.rules.hold_new_rows()
-            elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in signals):
-                tx.rules.hold_rules()
-            subjects = tx.catalog.ask_subjects(
-                {item.event.subject for item in signals}, {item.event.location for item in signals}
-            )
+        few = len(items) <= FEW and all(map(_is_of_one_row, items))
+        checked = tx.events.ask_fence(held.scope, held.token, few=few)
+        if any(item.event.type in _RULES for item in others):
+            tx.rules.hold_new_rows()
+        elif any(item.event.type is EventType.LIST_PRICE_CHANGED for item in signals):
+            tx.rules.hold_rules()
+        subjects = tx.catalog.ask_subjects(
+            {item.event.subject for item in signals}, {item.event.location for item in signals}
+        )
+        claimed = tx.events.ask_claim([item.event.id for item in items])
         checked()
+        new = claimed()
         changes, refused, left = _signal_changes(tx, signals, subjects())
-        scopes = {change.item.event.id: [change.scope] for change in changes}
-        new = tx.events.claim(scopes | {item.event.id: [] for item in others})
-        _set_signals(tx, [change for change in changes if change.item.event.id in new], effects)
+        for change in changes:
+            if change.item.event.id in new:
+                _concern(tx, change, effects)
+            else:
+                _concern_again(tx, change, effects)
         rows = effects.rows
         for item in others:
             if item.event.id not in new:
                 continue
             if effects.rows - rows > MOST_ROWS:
                 left.append(item)
+                continue
+            try:
+                _change_rules(tx, item, effects)
+            except InvalidInput as error:
+                refused.append(Refused(item.stream_id, str(error), may_pass=isinstance(error, ScopeTaken)))
+        undone = {refusal.stream_id for refusal in refused} | {item.stream_id for item in left}
+        for item in items:
+            if item.stream_id in undone and item.event.id in new:
                 new.discard(item.event.id)
                 tx.events.release(item.event.id)
-            else:
-                try:
-                    _change_rules(tx, item, effects)
-                except InvalidInput as error:
-                    refused.append(Refused(item.stream_id, str(error), may_pass=isinstance(error, ScopeTaken)))
-                    new.discard(item.event.id)
-                    tx.events.release(item.event.id)
-        undone = {refusal.stream_id for refusal in refused} | {item.stream_id for item in left}
-        _repeat(tx, [item for item in items if item.event.id not in new and item.stream_id not in undone], effects)
+        repeated = [item for item in others if item.event.id not in new and item.stream_id not in undone]
+        _concern_rules_again(tx, repeated, effects)
+        _set_signals(tx, [change for change in changes if change.item.event.id in new])
         causes = {key: _cause(list(ids)) for key, ids in effects.causes.items()}
         sheets = reprice(tx, union(effects.direct), causes)
         cached = sheets + _not_among(sheets, tx.prices.current(union(effects.again)) if effects.again else [])
@@ -247,23 +251,38 @@ def _signal_value(data: object, currencies: set[Currency]) -> int:
         return to_minor(data.amount, currencies.pop().decimals) if currencies else 0
 
 
-def _set_signals(tx: Transaction, changes: Sequence[_SignalChange], effects: _Effects) -> None:
-    """Of several that set the same, the last in the stream. What is wide is set by a task, batch by batch."""
+def _concern(tx: Transaction, change: _SignalChange, effects: _Effects) -> None:
+    """What is wide is set by a task, batch by batch."""
+    event = change.item.event
+    if change.keys is None:
+        signal = SignalChange(change.signal, change.value, change.item.position)
+        _recalculate(tx, event, [change.scope], effects, signal)
+    else:
+        effects.concern(event, change.keys)
+
+
+def _concern_again(tx: Transaction, change: _SignalChange, effects: _Effects) -> None:
+    """What an earlier run committed, but perhaps did not finish."""
+    if change.keys is not None:
+        effects.again.append(change.keys)
+    elif tx.tasks.exists(change.item.event.id):
+        effects.tasks.append(change.item.event.id)
+    else:
+        effects.again.append(tx.catalog.keys(change.scope, DIRECT_ROWS))
+
+
+def _set_signals(tx: Transaction, changes: Sequence[_SignalChange]) -> None:
+    """Of several that set the same, the last in the stream."""
     rows: dict[str, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
     for change in changes:
         for key in () if change.keys is None else change.keys.tolist():
             rows[change.signal][key] = (change.value, change.item.position)
+    if not rows:
+        return
     # All of them, in key order, before any is written: in the order of the stream, batches would deadlock.
-    with tx.together():
-        tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
-        for signal in sorted(rows):
-            tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
-    for change in changes:
-        if change.keys is None:
-            signal_change = SignalChange(change.signal, change.value, change.item.position)
-            _recalculate(tx, change.item.event, [change.scope], effects, signal_change)
-        else:
-            effects.concern(change.item.event, change.keys)
+    tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
+    for signal in sorted(rows):
+        tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
 
 
 def _change_rules(tx: Transaction, item: Positioned, effects: _Effects) -> None:
@@ -279,14 +298,11 @@ def _change_rules(tx: Transaction, item: Positioned, effects: _Effects) -> None:
         effects.concern(item.event, keys)
 
 
-def _repeat(tx: Transaction, items: Sequence[Positioned], effects: _Effects) -> None:
-    """What an earlier run committed, but perhaps did not finish."""
+def _concern_rules_again(tx: Transaction, items: Sequence[Positioned], effects: _Effects) -> None:
+    """As `_concern_again`, for events that are no signals."""
     noted = tx.events.scopes([item.event.id for item in items]) if items else {}
     for event_id, scopes in noted.items():
-        narrow = [scope for scope in scopes if scope.product_key is not None and scope.location_key is not None]
-        if len(narrow) == len(scopes):
-            effects.again.append(np.array([(scope.product_key, scope.location_key) for scope in narrow], ROW_KEYS))
-        elif tx.tasks.exists(event_id):
+        if tx.tasks.exists(event_id):
             effects.tasks.append(event_id)
         else:
             effects.again += [tx.catalog.keys(scope, DIRECT_ROWS) for scope in scopes]

@@ -14,7 +14,6 @@ from app.domain.sheets import compute_sheets
 from app.errors import NotFound, Unavailable
 from app.services.ports import Clock, Store, Transaction
 from app.services.reading import SheetReader
-from app.services.repricing import labels_for
 from app.services.slots import UNKNOWN, Name, Slot
 
 MakeSlot = Callable[[int, int | None, bytes, int], Slot]
@@ -96,12 +95,9 @@ def _holds(stored: StoredSheet, at: int) -> bool:
 
 
 def _compute(tx: Transaction, keys: list[tuple[int, int]], at: int) -> list[EncodedSheet]:
-    stored = tx.prices.inputs(np.array(keys, ROW_KEYS))
-    rules = tx.rules.rules(stored.inputs, at)
+    stored, rules, labels, _ = tx.prices.to_price(np.array(keys, ROW_KEYS), at)
     sheets = compute_sheets(stored.inputs, rules, at)
-    every = np.arange(len(sheets))
-    labels = labels_for(tx, sheets, rules, every)
-    return encode_rows(sheets, rules, labels, stored.versions, at, every)
+    return encode_rows(sheets, rules, labels, stored.versions, at, np.arange(len(sheets)))
 
 
 def why_unknown(name: Name, stored: StoredSheet) -> str | None:

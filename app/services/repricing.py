@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from app.domain.columns import NEW_SHEETS, ROW_KEYS, Column, RowKey, Rules, Segment, Table
+from app.domain.columns import NEW_SHEETS, ROW_KEYS, Column, RowKey, Rules, Segment, Table, packed, unpacked
 from app.domain.encoding import encode_rows
 from app.domain.money import SCALE
 from app.domain.rows import RowScope, StoredInputs
@@ -26,10 +26,8 @@ def reprice(tx: Transaction, keys: Table, cause: str | Causes) -> list[EncodedSh
     """
     if not len(keys):
         return []
-    with tx.together():
-        held, rules = tx.prices.ask_held(keys), tx.rules.ask_rules(keys)
-    stored, as_of = held()
-    return _store_changed(tx, stored, rules(), as_of, cause)
+    tx.prices.lock(keys)
+    return _store_changed(tx, *tx.prices.to_price(keys), cause)
 
 
 def reprice_between(
@@ -55,19 +53,19 @@ def reprice_between(
     stored = tx.prices.inputs_between(after, until, limit, scopes, hold=True)
     as_of = tx.now_ms()
     rules = tx.rules.rules(stored.inputs, as_of)
-    return row_keys(stored.inputs), _store_changed(tx, stored, rules, as_of, cause)
+    return row_keys(stored.inputs), _store_changed(tx, stored, rules, None, as_of, cause)
 
 
 def _store_changed(
-    tx: Transaction, stored: StoredInputs, rules: Rules, as_of: int, cause: str | Causes
+    tx: Transaction, stored: StoredInputs, rules: Rules, labels: Labels | None, as_of: int, cause: str | Causes
 ) -> list[EncodedSheet]:
-    """Compute rows that are held, and store what differs."""
+    """Compute rows that are held, and store what differs. Without labels, they are looked up for what does."""
     sheets = compute_sheets(stored.inputs, rules, as_of)
     fresh = digests(sheets, rules)
     changed = _changed(stored, fresh)
     if not len(changed):
         return []
-    labels = labels_for(tx, sheets, rules, changed)
+    labels = labels or labels_for(tx, sheets, rules, changed)
     new = _new(sheets, stored.versions, fresh, as_of, changed)
     encoded = encode_rows(sheets, rules, labels, new["version"], as_of, changed)
     causes = cause if isinstance(cause, str) else [cause[key] for key in row_keys(new).tolist()]
@@ -143,4 +141,4 @@ def row_keys(table: Table) -> Table:
 
 def union(parts: Iterable[Table]) -> Table:
     """Every key once, in key order, which is the order that locks are taken in."""
-    return np.unique(np.concatenate([np.zeros(0, ROW_KEYS), *parts]))
+    return unpacked(np.unique(np.concatenate([np.zeros(0, np.int64), *map(packed, parts)])))

@@ -37,14 +37,8 @@ def simulate(
         (stored,) = tx.sheets.stored([name])
         if (reason := why_unknown(name, stored)) is not None:
             raise NotFound(reason)
-        rows = tx.prices.inputs(np.array([(stored.product_key, stored.location_key)], ROW_KEYS))
-        rules = tx.rules.rules(rows.inputs, as_of)
-        labels = tx.prices.labels(
-            products=rows.inputs["product_key"],
-            locations=rows.inputs["location_key"],
-            policies=rules.policies["policy_key"],
-            promotions=rules.promotions["promotion_key"],
-        )
+        key = np.array([(stored.product_key, stored.location_key)], ROW_KEYS)
+        rows, rules, labels, _ = tx.prices.to_price(key, as_of)
         decimals = labels.locations[int(rows.inputs["location_key"][0])][1].decimals
         for field, amount in amounts.items():
             with within(field):

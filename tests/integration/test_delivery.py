@@ -1,7 +1,7 @@
 """What becomes of batches: nothing is lost, nothing is applied twice, and only what is hopeless is set aside."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,10 +19,10 @@ from app.adapters.inbox import Inboxes
 from app.adapters.locks import Locks
 from app.adapters.price_cache import Lifetimes, PriceCache
 from app.adapters.store import Store, Transaction
+from app.adapters.stream_group import StreamGroup
 from app.bootstrap import now_ms
 from app.domain.events import Event, EventType, decode_event, encode_event
 from app.domain.money import SCALE
-from app.domain.rows import RowScope
 from app.domain.sheet import EncodedSheet
 from app.errors import LockLost, MalformedEvent, Unavailable
 from app.services.delivery import Delivered, deliver
@@ -79,7 +79,10 @@ class Service:
         """Published and read, but in no inbox yet; their stream ids."""
         for event in events:
             self.valkey.xadd("s", {"event": encode_event(event) if isinstance(event, Event) else event})
-        return [entry.stream_id for entry in self.log.read("listener", len(events))]
+        return [
+            entry.stream_id
+            for entry in StreamGroup(self.valkey, NAMES.stream, NAMES.group).read("listener", len(events))
+        ]
 
     def receive(self, *events: Event | bytes, scope: str = "a") -> list[str]:
         stream_ids = self.read(*events)
@@ -310,14 +313,14 @@ class Deadly(Store):
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         with super().transaction() as tx:
-            claim = tx.events.claim
+            claim = tx.events.ask_claim
 
-            def die(events: Mapping[str, Sequence[RowScope]]) -> set[str]:
-                if "deadly" in events:
+            def die(event_ids: Collection[str]) -> Callable[[], set[str]]:
+                if "deadly" in event_ids:
                     raise Died
-                return claim(events)
+                return claim(event_ids)
 
-            tx.events.claim = die  # type: ignore[method-assign]
+            tx.events.ask_claim = die  # type: ignore[method-assign]
             yield tx
 
 

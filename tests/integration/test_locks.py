@@ -199,7 +199,7 @@ def test_the_database_lets_only_the_newest_holder_write(locks: Locks, valkey: re
 
         locks.in_rounds("a", other, 10)
         with store.transaction() as tx:
-            tx.events.claim({"late": []})
+            tx.events.ask_claim(["late"])()
             tx.events.check_fence("a", held.token)
         return False
 

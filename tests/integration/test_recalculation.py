@@ -759,7 +759,7 @@ def test_what_is_older_than_its_days_is_forgotten_and_nothing_else(jobs: Jobs) -
         jobs.run(name)
     jobs.create("unfinished", [RowScope(product_key=3)])
     with jobs.store.transaction() as tx:
-        tx.events.claim({"old": [], "new": []})
+        tx.events.ask_claim(["old", "new"])()
     jobs.sql("UPDATE tasks SET ended_at = now() - interval '31 days' WHERE task_id = 'old'")
     jobs.sql("UPDATE tasks SET created_at = now() - interval '31 days' WHERE task_id = 'unfinished'")
     jobs.sql("UPDATE processed_events SET processed_at = now() - interval '31 days' WHERE event_id = 'old'")

@@ -177,7 +177,7 @@ def test_a_rule_that_is_saved_again_or_moves_no_price_makes_no_new_version(store
 def test_a_recalculation_that_looked_before_an_event_does_not_overwrite_it(store: Store, row: Row) -> None:
     key = row()
     with store.transaction() as late:
-        stale = out_of_date(late, late.prices.inputs(key), now_ms())
+        stale = out_of_date(late, late.prices.to_price(key).stored, now_ms())
         assert len(stale) == 1
         with store.transaction() as tx:
             set_signal(tx, key, "list_price", 2000)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from app.adapters.database import make_engine, run, together, write_rows
+from app.adapters.database import make_engine, run, write_rows
 from app.adapters.store import Store, Transaction
 from app.errors import Unavailable
 from tests.support.proxy import Proxy, proxy_to
@@ -47,7 +48,7 @@ def hang(hanging: Store, others: Store) -> None:
         tx.events.check_fence("a", 1)
         with others.transaction() as other:
             other.events.check_fence("a", 2)  # waits until the hanging one has been ended
-        tx.events.claim({"late": []})
+        tx.events.ask_claim(["late"])()
 
 
 def test_a_transaction_whose_process_hangs_is_ended_and_others_get_its_rows(database_url: str) -> None:
@@ -65,7 +66,7 @@ def test_a_transaction_whose_process_hangs_is_ended_and_others_get_its_rows(data
 def test_nobody_notices_that_the_server_has_ended_idle_connections(database_url: str) -> None:
     store = Store(make_engine(database_url, pool_size=2))
     with store.transaction() as one, store.transaction() as other:
-        one.events.claim({"a": []})
+        one.events.ask_claim(["a"])()
         ended = {_pid(one), _pid(other)}
     with psycopg.connect(database_url, autocommit=True) as connection:
         for pid in ended:
@@ -83,9 +84,8 @@ def test_what_fails_beside_others_leaves_the_connection_as_good_as_new(database_
 
     def numbers(divisor: int) -> list[object]:
         with store.transaction() as tx:
-            with together(tx._connection):
-                one = run(tx._connection, "SELECT 6 / %(divisor)s", {"divisor": divisor})
-                other = run(tx._connection, "SELECT %(number)s::int4", {"number": 7})
+            one = run(tx._connection, "SELECT 6 / %(divisor)s", {"divisor": divisor})
+            other = run(tx._connection, "SELECT %(number)s::int4", {"number": 7})
             return [one.fetchone(), other.fetchone()]
 
     threshold = 5
@@ -96,6 +96,48 @@ def test_what_fails_beside_others_leaves_the_connection_as_good_as_new(database_
             numbers(0)
     assert numbers(3) == [(2,), (7,)]
     store.close()
+
+
+def test_a_transaction_whose_connection_was_lost_is_over(store: Store) -> None:
+    """Where somebody passes over the error, what is done then is not done outside of it either."""
+
+    def work() -> None:
+        with store.transaction() as tx:
+            tx.events.ask_claim(["before"])()
+            with suppress(sa.exc.OperationalError):
+                tx._connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+            tx.events.ask_claim(["after"])()
+
+    with pytest.raises(Unavailable):
+        work()
+    with store.transaction() as tx:
+        assert not tx.events.processed("before")
+        assert not tx.events.processed("after")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_what_was_not_read_is_undone_with_the_rest(store: Store, error: type[BaseException]) -> None:
+    def work() -> None:
+        with store.transaction() as tx:
+            tx.events.ask_claim(["e"])
+            raise error
+
+    with pytest.raises(error):
+        work()
+    with store.transaction() as tx:
+        assert not tx.events.processed("e")
+
+
+def test_an_error_that_nobody_read_comes_with_the_commit(store: Store) -> None:
+    def work() -> None:
+        with store.transaction() as tx:
+            tx.events.ask_claim(["e"])
+            run(tx._connection, "SELECT 6 / %(divisor)s", {"divisor": 0})
+
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        work()
+    with store.transaction() as tx:
+        assert not tx.events.processed("e")
 
 
 def _pid(tx: Transaction) -> int:
