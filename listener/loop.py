@@ -15,7 +15,7 @@ import structlog
 
 from app.adapters.breakers import APPLYING, CACHE, POSTGRESQL
 from app.adapters.event_log import Entry
-from app.adapters.inbox import Filled
+from app.adapters.inbox import Due, Filled
 from app.adapters.task_names import JOBS_QUEUE
 from app.bootstrap import Resources, now_ms
 from app.domain.events import decode_event
@@ -103,7 +103,7 @@ class Loop:
 
     def _is_full(self) -> bool:
         """Whether more in the inboxes would only wait there: for workers, or for what a breaker protects."""
-        return self._waiting > INBOX_LIMIT or bool(self._paused_by and self._resources.inboxes.fresh())
+        return self._waiting > INBOX_LIMIT or bool(self._paused_by and _fresh(self._resources.inboxes.waiting()))
 
     def _hand_over(self, entries: Sequence[Entry], how: str) -> None:
         """Into the inboxes of their scopes, as those that are new are from the beginning."""
@@ -146,9 +146,12 @@ class Loop:
             else:
                 _logger.info("reading goes on")
         waiting = self._resources.inboxes.waiting()
-        self._waiting = sum(waiting.values())
+        self._waiting = sum(map(sum, waiting.values()))
         if self._resources.queue.is_short():
-            for scope in self._resources.locks.idle(list(waiting)):
+            # While one try at a time is let through, it has to be one that says something: what failed before would, in
+            # its turns, keep the fresh ones from theirs.
+            scopes = (paused_by and _fresh(waiting)) or list(waiting)
+            for scope in self._resources.locks.idle(scopes):
                 self._resources.queue.apply_events(scope)
 
     def _look_at_boundaries(self) -> float:
@@ -184,6 +187,11 @@ class Loop:
 
     def _trim(self) -> None:
         self._log.trim()
+
+
+def _fresh(waiting: Mapping[str, Due]) -> list[str]:
+    """Scopes with entries that were not tried yet."""
+    return [scope for scope, due in waiting.items() if due.fresh]
 
 
 def _traceparent(entry: Entry) -> str | None:

@@ -26,7 +26,7 @@ from app.errors import TRANSIENT, MalformedEvent
 from app.observability import metrics
 from app.observability.tracing import batch_span, messaging
 from app.services.delivery import Delivered, deliver
-from app.services.ports import Held, Turn, Waiting
+from app.services.ports import BreakerState, Held, Turn, Waiting
 from app.services.recalculation import HELD_SHARE, Recalculation
 from app.services.repricing import reprice_due as reprice_due_sheets
 from workers.base import PricingTask
@@ -56,6 +56,7 @@ def apply_events(scope: str) -> None:
 
 
 def _apply_batch(held: HeldInbox, deps: Resources) -> bool:
+    """Whether there may be more to do now: while most fails, one batch is all of a turn."""
     batch = deps.inboxes.take(held, BATCH)
     if not batch:
         return False
@@ -85,7 +86,7 @@ def _apply_batch(held: HeldInbox, deps: Resources) -> bool:
     _logger.debug("batch", scope=held.scope, entries=[waiting.stream_id for waiting in batch])
     _report(held.scope, delivered)
     _count(delivered, events)
-    return True
+    return delivered.breaker is BreakerState.CLOSED
 
 
 def _decode(batch: list[Waiting]) -> tuple[dict[str, Event], dict[str, str]]:

@@ -37,9 +37,17 @@ INBOXES = "inboxes"
 """Where the names of all scopes are that ever had something in their inbox."""
 
 
+class Due(NamedTuple):
+    """What is to be done now in an inbox: how many entries that were not tried yet, or are being tried (`fresh`), and
+    how many suspects whose time has come (`again`)."""
+
+    fresh: int
+    again: int
+
+
 class Filled(NamedTuple):
-    """An inbox into which something was put: how many entries wait in it, and whether a task that takes them has to be
-    queued, because no hint was given before."""
+    """An inbox into which something was put: how many fresh entries wait in it, and whether a task that takes them has
+    to be queued, because no hint was given before."""
 
     waiting: int
     wants_task: bool
@@ -78,16 +86,7 @@ class Inboxes:
             found: list[tuple[int, int]] = self._put(keys=keys, args=arguments)
         return {scope: Filled(waiting, bool(new)) for scope, (waiting, new) in zip(entries, found, strict=True)}
 
-    def fresh(self) -> int:
-        """How many entries wait that were not tried yet, or are being tried."""
-        with unavailable_if_down():
-            names: Any = self._client.smembers(INBOXES)
-            with self._client.pipeline(transaction=False) as pipeline:
-                for name in names:
-                    pipeline.zcard(inbox_key(name.decode()))
-                return sum(pipeline.execute())
-
-    def waiting(self) -> dict[str, int]:
+    def waiting(self) -> dict[str, Due]:
         """Scopes in whose inbox something is to be done now, and how much."""
         with unavailable_if_down():
             names: Any = self._client.smembers(INBOXES)
@@ -98,11 +97,8 @@ class Inboxes:
                     pipeline.zcard(inbox_key(scope))
                     pipeline.zcount(_suspects(scope), "-inf", now)
                 counts: list[int] = pipeline.execute()
-        return {
-            scope: fresh + due
-            for scope, fresh, due in zip(scopes, counts[::2], counts[1::2], strict=True)
-            if fresh + due
-        }
+        dues = map(Due, counts[::2], counts[1::2])
+        return {scope: due for scope, due in zip(scopes, dues, strict=True) if any(due)}
 
     def taking(self, scope: str, limit: int) -> Beginning:
         """The first `take` of a turn, for the step in which the scope's lock is got."""

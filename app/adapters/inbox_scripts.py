@@ -2,7 +2,7 @@
 
 # KEYS: inboxes, stream, then inbox, suspects and hint of each scope. ARGV: group, a hint's content and its life in ms,
 # then of each scope: its name, how many entries follow, and their scores and ids. Gives how many are in each inbox, and
-# whether the hint is one that this call gives.
+# whether the hint is one that this call gives: none for an inbox that is empty, because all are suspects or settled.
 PUT = """
 local at, found = 4, {}
 for key = 3, #KEYS, 3 do
@@ -14,8 +14,12 @@ for key = 3, #KEYS, 3 do
         end
     end
     redis.call('SADD', KEYS[1], scope)
-    local hint = redis.call('SET', KEYS[key + 2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
-    found[#found + 1] = {redis.call('ZCARD', inbox), (not hint or hint == ARGV[2]) and 1 or 0}
+    local waiting, wanted = redis.call('ZCARD', inbox), 0
+    if waiting > 0 then
+        local hint = redis.call('SET', KEYS[key + 2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
+        wanted = (not hint or hint == ARGV[2]) and 1 or 0
+    end
+    found[#found + 1] = {waiting, wanted}
     at = at + 2 + 2 * entries
 end
 return found

@@ -35,10 +35,12 @@ _ALONE = len(TOGETHER) + 1
 class Delivered(NamedTuple):
     """What became of a batch. By stream id, the `fates` of its entries: applied for the first time, repeated (applied
     before), dead (set aside as one of `letters`), or failed and to be tried again, because of `error` where that was
-    unforeseen; `wide` are those for which a recalculation goes on. `sheets` are the prices that changed."""
+    unforeseen; `wide` are those for which a recalculation goes on. `sheets` are the prices that changed. `breaker` is
+    that of the work after it: unless it is closed, this batch was the try."""
 
     fates: Mapping[str, Fate]
     letters: Sequence[Letter]
+    breaker: BreakerState
     wide: Set[str] = frozenset()
     sheets: int = 0
     error: Exception | None = None
@@ -196,7 +198,7 @@ def _settle(
     inboxes.settle(held, done, letters)
     fates: dict[str, Fate] = {waiting.stream_id: "failed" for waiting, _ in failed}
     fates |= {letter.stream_id: "dead" for letter in letters}
-    return Delivered({**done, **fates}, letters)
+    return Delivered({**done, **fates}, letters, state)
 
 
 def _letter(setback: _Setback, event: Event | None, now: int) -> Letter:

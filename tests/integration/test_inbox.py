@@ -11,7 +11,7 @@ import redis
 
 from app.adapters.event_log import EventLog
 from app.adapters.event_names import Names
-from app.adapters.inbox import Filled, HeldInbox, Inboxes
+from app.adapters.inbox import Due, Filled, HeldInbox, Inboxes
 from app.adapters.locks import HINT_LIFE_S, Locks, fence_key
 from app.adapters.redis_clients import make_redis
 from app.adapters.stream_group import StreamGroup
@@ -165,7 +165,7 @@ def test_what_was_taken_stays_until_it_is_settled(
 
 def test_scopes_have_inboxes_of_their_own(inboxes: Inboxes, arrive: Arrive, hold: Hold) -> None:
     in_a, in_b = arrive(2, "a"), arrive(1, "b")
-    assert inboxes.waiting() == {"a": 2, "b": 1}
+    assert inboxes.waiting() == {"a": Due(2, 0), "b": Due(1, 0)}
     assert ids(inboxes.take(hold("b"), 10)) == in_b
     assert ids(inboxes.take(hold("a"), 10)) == in_a
 
@@ -248,8 +248,19 @@ def test_a_suspect_is_tried_when_its_time_has_come_and_not_before(
     valkey.zadd("suspects:a", {arrived[0]: (seconds + 60) * 1000, arrived[1]: (seconds + 60) * 1000})
     assert (inboxes.take(holder, 10), inboxes.waiting()) == ([], {})
     valkey.zadd("suspects:a", {arrived[1]: (seconds - 1) * 1000})
-    assert inboxes.waiting() == {"a": 1}
+    assert inboxes.waiting() == {"a": Due(0, 1)}
     assert ids(inboxes.take(holder, 10)) == arrived[1:]
+
+
+def test_what_is_put_in_once_more_wants_no_task_where_all_of_it_waits_for_its_next_try(
+    inboxes: Inboxes, arrive: Arrive, hold: Hold
+) -> None:
+    arrived = arrive(2)
+    holder = hold()
+    inboxes.fail(holder, each(inboxes.take(holder, 10)))
+    assert inboxes.put({"a": arrived}, "hint") == {"a": Filled(0, wants_task=False)}
+    inboxes.settle(holder, applied(arrived), [])
+    assert inboxes.put({"a": arrived}, "hint") == {"a": Filled(0, wants_task=False)}
 
 
 def test_neither_suspects_nor_fresh_entries_keep_the_others_waiting(
@@ -531,10 +542,10 @@ def test_whoever_finds_the_lock_held_takes_nothing(inboxes: Inboxes, arrive: Arr
 
 
 def test_an_inbox_wants_one_task_until_that_has_come(inboxes: Inboxes, read: Arrive, valkey: redis.Redis) -> None:
-    first, second, third = read(3)
-    both = {"a": [first], "b": []}
-    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(0, True)}
-    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(0, True)}, "it was perhaps not queued"
+    first, second, third, fourth = read(4)
+    both = {"a": [first], "b": [fourth]}
+    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(1, True)}
+    assert inboxes.put(both, "1") == {"a": Filled(1, True), "b": Filled(1, True)}, "it was perhaps not queued"
     assert inboxes.put({"a": [second]}, "2") == {"a": Filled(2, False)}
     assert 0 < valkey.pttl("hint:a") <= HINT_LIFE_S * 1000
     Locks(valkey, ttl_s=30).in_rounds("a", lambda held: False, 10)

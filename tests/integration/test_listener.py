@@ -13,6 +13,7 @@ from app.adapters.breakers import APPLYING
 from app.adapters.event_log import Entry, EventLog
 from app.adapters.event_names import Names
 from app.adapters.inbox import Filled
+from app.adapters.locks import Held
 from app.adapters.task_names import EVENTS_QUEUE
 from app.adapters.task_queue import TaskQueue, make_celery
 from app.bootstrap import Resources
@@ -94,6 +95,44 @@ def test_while_a_breaker_is_open_a_few_are_read_to_be_tried_and_the_rest_stays_i
         eventually(lambda: waiting(valkey) == set(published[:SAMPLE]))
         resources.breakers.reset(APPLYING)
         eventually(lambda: waiting(valkey) == set(published))
+
+
+class Told(TaskQueue):
+    """Keeps in mind at which inboxes it was asked to send somebody."""
+
+    def __init__(self, resources: Resources, valkey: redis.Redis) -> None:
+        super().__init__(make_celery(resources.settings.events_url.get_secret_value()), valkey, resources.locks)
+        self.scopes: list[str] = []
+
+    def apply_events(self, scope: str) -> None:
+        self.scopes.append(scope)
+
+
+def test_while_a_breaker_is_open_what_failed_before_keeps_nothing_fresh_from_its_try(
+    resources: Resources, listening: Listening, valkey: redis.Redis
+) -> None:
+    """One try at a time is let through then, and the other tasks go away."""
+    resources.breakers.note(APPLYING, bad=1000, reason="boom")
+    suspect = publish(resources, "suspect")
+    resources.log.receive("another", 1, "hint")
+
+    def fail(held: Held) -> bool:
+        resources.inboxes.fail(held, [(one, "boom") for one in resources.inboxes.take(held, 1)])
+        return False
+
+    resources.locks.in_rounds("catalogue", fail, 0)
+    valkey.zadd("suspects:catalogue", {suspect: 1})
+    cost = Event(id="fresh", type=EventType.COST_CHANGED, subject="P-1", location="NY", data={"amount": 1})
+    fresh, _ = resources.publisher.publish(cost)
+    scope = scope_of(cost.type, cost.subject)
+    resources.log.receive("another", 1, "hint")
+    resources.locks.withdraw_hint(scope)
+    queue = Told(resources, valkey)
+    with listening(queue=queue):
+        eventually(lambda: len(queue.scopes) > 1)
+        assert set(queue.scopes) == {scope}
+        valkey.zrem(f"inbox:{scope}", fresh)
+        eventually(lambda: "catalogue" in queue.scopes)
 
 
 @pytest.mark.parametrize("scope", [b"\xff", b"", b"products:99", b"telemetry:postgresql", b"catalogue\n"])

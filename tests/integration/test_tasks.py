@@ -18,12 +18,15 @@ from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_
 from app.adapters.locks import Locks
 from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.adapters.task_queue import HINTED_SCOPE, make_celery
+from app.domain.events import Event, EventType
+from app.domain.scopes import scope_of
 from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
 from app.services.ports import BreakerState
 from app.settings import Settings
 from tests.support.resources import opened
 from tests.support.system import free_port
 from tests.support.waiting import eventually
+from workers import tasks
 from workers.base import LONGEST_WAIT_S, PricingTask
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -258,3 +261,23 @@ def test_a_try_begins_no_work_while_a_store_does_not_answer(
     assert worker.runs == 0
     tally = worker.breakers.tallies()[POSTGRESQL]
     assert (tally.state, "refused" in tally.reason) == (BreakerState.OPEN, True)
+
+
+def test_while_most_fails_a_task_applies_one_batch_and_leaves_the_next_try_to_others(
+    database_url: str, valkey_url: str, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(Settings(database_url=database_url, cache_url=valkey_url)) as resources:
+        monkeypatch.setattr("workers.tasks.resources", lambda: resources)
+        resources.log.ensure_group()
+        refused = [
+            Event(id=f"{n}", type=EventType.COST_CHANGED, subject="nobody's", location="NY", data={"amount": 1})
+            for n in range(tasks.BATCH + 1)
+        ]
+        for event in refused:
+            resources.publisher.publish(event)
+        resources.log.receive("me", len(refused), "hint")
+        scope = scope_of(EventType.COST_CHANGED, "nobody's")
+        tasks.apply_events(scope)
+        assert valkey.zcard(f"inbox:{scope}") == 1
+        assert resources.breakers.tallies()[APPLYING].state is BreakerState.OPEN
+        assert valkey.llen(EVENTS_QUEUE) == 0, "nobody is sent before the breaker lets somebody through"
