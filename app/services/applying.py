@@ -277,10 +277,10 @@ def _set_signals(tx: Transaction, changes: Sequence[_SignalChange]) -> None:
     for change in changes:
         for key in () if change.keys is None else change.keys.tolist():
             rows[change.signal][key] = (change.value, change.item.position)
-    if not rows:
-        return
-    # All of them, in key order, before any is written: in the order of the stream, batches would deadlock.
-    tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
+    # Whoever writes holds the list prices first, all in key order: in the order of the stream, batches would deadlock.
+    # To set them holds them, too.
+    if rows.keys() - {LIST_PRICE}:
+        tx.prices.lock(union(change.keys for change in changes if change.keys is not None))
     for signal in sorted(rows):
         tx.catalog.set_signals(signal, [(*key, *said) for key, said in rows[signal].items()])
 

@@ -1,6 +1,8 @@
 """Repricing: no update is lost, nothing is written twice, nothing old overwrites anything new."""
 
+import random
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
@@ -201,7 +203,7 @@ def test_an_older_signal_never_replaces_a_newer_one(store: Store, row: Row) -> N
 def apply(store: Store, valkey: redis.Redis) -> Apply:
     """Applies events, given as (stream id, event), as a task does."""
 
-    def run(*events: tuple[str, Event]) -> tuple[Applied, Written, Queued]:
+    def run(*events: tuple[str, Event], scope: str = "scope") -> tuple[Applied, Written, Queued]:
         cache, queue = Written(), Queued()
         batch = [Positioned(stream_id, position(stream_id), event) for stream_id, event in events]
         applied: list[Applied] = []
@@ -210,7 +212,7 @@ def apply(store: Store, valkey: redis.Redis) -> Apply:
             applied.append(apply_events(held, batch, store=store, cache=cache, queue=queue))
             return False
 
-        assert Locks(valkey, 30).in_rounds("scope", work, 10) is Turn.DONE
+        assert Locks(valkey, 30).in_rounds(scope, work, 10) is Turn.DONE
         return applied[0], cache, queue
 
     return run
@@ -227,6 +229,45 @@ def test_a_batch_is_applied_in_the_order_of_the_stream_whatever_its_own(store: S
     assert (len(applied.new), applied.sheets, applied.refused) == (3, 1, [])
     assert cache.prices() == [300]
     assert [price for _, price, _ in history(store)] == [300]
+
+
+def test_batches_that_set_the_same_rows_in_other_orders_wait_for_each_other(
+    store: Store, apply: Apply, database_url: str
+) -> None:
+    """Where they did not, PostgreSQL would end one of two. Most rows have no price yet, and cannot be held before."""
+    products = [f"P-{number}" for number in range(1, 21)]
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO products (product_id, name, department_key, category_key)"
+            " SELECT 'P-' || n, 'Tea', 1, 2 FROM generate_series(3, 20) n"
+        )
+    kinds = [
+        (EventType.LIST_PRICE_CHANGED,),
+        (EventType.LIST_PRICE_CHANGED,),
+        (EventType.COST_CHANGED,),
+        (EventType.STOCK_CHANGED, EventType.LIST_PRICE_CHANGED),
+    ]
+    field_of = defaultdict(lambda: "amount", {EventType.STOCK_CHANGED: "quantity"})
+    start, done = threading.Barrier(len(kinds)), []
+
+    def work(worker: int) -> None:
+        order = random.Random(worker)
+        for n in range(15):
+            said = [(product, kind) for product in order.sample(products, 20) for kind in kinds[worker]]
+            events = [
+                Event(id=f"{worker}-{n}-{at}", type=kind, subject=product, location="NY", data={field_of[kind]: at + 1})
+                for at, (product, kind) in enumerate(said)
+            ]
+            start.wait(20)
+            apply(*((f"{n + 1}-{at}", event) for at, event in enumerate(events)), scope=f"{worker}")
+        done.append(worker)
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(len(kinds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == list(range(len(kinds)))
 
 
 def test_each_row_has_the_events_that_concern_it_as_its_cause(store: Store, apply: Apply) -> None:
