@@ -56,7 +56,8 @@ def apply_events(scope: str) -> None:
 
 
 def _apply_batch(held: HeldInbox, deps: Resources) -> bool:
-    """Whether there may be more to do now: while most fails, one batch is all of a turn."""
+    """Whether there may be more to do now: not after a batch that has opened the breaker. One that says nothing new, of
+    suspects that fail once more, is no reason to stop: what says something may wait behind it."""
     batch = deps.inboxes.take(held, BATCH)
     if not batch:
         return False
@@ -86,7 +87,7 @@ def _apply_batch(held: HeldInbox, deps: Resources) -> bool:
     _logger.debug("batch", scope=held.scope, entries=[waiting.stream_id for waiting in batch])
     _report(held.scope, delivered)
     _count(delivered, events)
-    return delivered.breaker is BreakerState.CLOSED
+    return delivered.breaker is not BreakerState.OPEN
 
 
 def _decode(batch: list[Waiting]) -> tuple[dict[str, Event], dict[str, str]]:

@@ -36,7 +36,7 @@ class Delivered(NamedTuple):
     """What became of a batch. By stream id, the `fates` of its entries: applied for the first time, repeated (applied
     before), dead (set aside as one of `letters`), or failed and to be tried again, because of `error` where that was
     unforeseen; `wide` are those for which a recalculation goes on. `sheets` are the prices that changed. `breaker` is
-    that of the work after it: unless it is closed, this batch was the try."""
+    that of the work after it."""
 
     fates: Mapping[str, Fate]
     letters: Sequence[Letter]

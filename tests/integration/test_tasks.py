@@ -16,10 +16,11 @@ from structlog.testing import capture_logs
 
 from app.adapters.breakers import APPLYING, BOUNDARIES, CACHE, POSTGRESQL, WORK_LIMITS, Breakers
 from app.adapters.locks import Locks
+from app.adapters.store import Store
 from app.adapters.task_names import EVENTS_QUEUE, JOBS_QUEUE
 from app.adapters.task_queue import HINTED_SCOPE, make_celery
+from app.bootstrap import Resources
 from app.domain.events import Event, EventType
-from app.domain.scopes import scope_of
 from app.errors import Conflict, InvalidInput, LockLost, Overloaded, PricingError, Unavailable
 from app.services.ports import BreakerState
 from app.settings import Settings
@@ -263,21 +264,48 @@ def test_a_try_begins_no_work_while_a_store_does_not_answer(
     assert (tally.state, "refused" in tally.reason) == (BreakerState.OPEN, True)
 
 
-def test_while_most_fails_a_task_applies_one_batch_and_leaves_the_next_try_to_others(
-    database_url: str, valkey_url: str, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def resources(database_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Resources]:
     with opened(Settings(database_url=database_url, cache_url=valkey_url)) as resources:
         monkeypatch.setattr("workers.tasks.resources", lambda: resources)
         resources.log.ensure_group()
-        refused = [
-            Event(id=f"{n}", type=EventType.COST_CHANGED, subject="nobody's", location="NY", data={"amount": 1})
-            for n in range(tasks.BATCH + 1)
-        ]
-        for event in refused:
-            resources.publisher.publish(event)
-        resources.log.receive("me", len(refused), "hint")
-        scope = scope_of(EventType.COST_CHANGED, "nobody's")
-        tasks.apply_events(scope)
-        assert valkey.zcard(f"inbox:{scope}") == 1
-        assert resources.breakers.tallies()[APPLYING].state is BreakerState.OPEN
-        assert valkey.llen(EVENTS_QUEUE) == 0, "nobody is sent before the breaker lets somebody through"
+        yield resources
+
+
+def arrive(resources: Resources, subject: str, events: int = 1) -> str:
+    """So many new costs of one product, in the inbox of their scope, whose name this gives."""
+    for n in range(events):
+        event = Event(
+            id=f"{subject}-{n}", type=EventType.COST_CHANGED, subject=subject, location="NY", data={"amount": 1}
+        )
+        resources.publisher.publish(event)
+    _, filled = resources.log.receive("me", events, "hint")
+    (scope,) = filled
+    return scope
+
+
+def test_a_task_ends_with_the_batch_that_opens_the_breaker(resources: Resources, valkey: redis.Redis) -> None:
+    scope = arrive(resources, "nobody", tasks.BATCH + 1)
+    tasks.apply_events(scope)
+    assert valkey.zcard(f"inbox:{scope}") == 1
+    assert resources.breakers.tallies()[APPLYING].state is BreakerState.OPEN
+    assert valkey.llen(EVENTS_QUEUE) == 0, "nobody is sent before the breaker lets somebody through"
+
+
+def test_suspects_that_fail_once_more_keep_nothing_in_their_inbox_from_the_same_try(
+    store: Store, resources: Resources, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their turn comes first, as they could be tried before it came, and each is tried alone by then."""
+    monkeypatch.setattr(tasks, "TURN_S", 60)
+    scope = arrive(resources, "nobody-1", WORK_LIMITS.failures)
+    tasks.apply_events(scope)
+    noted = valkey.hgetall("events:failures")
+    failures = {stream_id: json.dumps({**json.loads(failure), "attempts": 3}) for stream_id, failure in noted.items()}
+    valkey.hset("events:failures", mapping=failures)
+    valkey.zadd(f"suspects:{scope}", dict.fromkeys(failures, 1))
+    assert arrive(resources, "P-1") == scope
+    valkey.hset(f"breaker:{APPLYING}", "until", 1)
+    assert resources.breakers.let_through([APPLYING]) is BreakerState.HALF_OPEN
+    tasks.apply_events(scope)
+    assert resources.breakers.tallies()[APPLYING].state is BreakerState.CLOSED
+    assert valkey.zcard(f"inbox:{scope}") == 0
